@@ -54,7 +54,7 @@ def main() -> None:
         if arguments.quick:
             networks = networks[:1]
             notes.append("left out by --quick: all networks but the first, and 9 of 10 pairs")
-        found = run(networks, ["--repeats", "25" if arguments.quick else "100"])
+        found = run(networks, ["--repeats", "40" if arguments.quick else "160"])
         rows, summary = networks_table(found)
         pairs = max(1, arguments.pairs // 10) if arguments.quick else arguments.pairs
         decided, figures = decisions(networks[0], pairs)

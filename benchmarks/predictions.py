@@ -11,6 +11,9 @@ heads are measured in turn: half of the heads after one profile, the others afte
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +23,8 @@ import msgspec
 
 from benchmarks import cache, heads, minilm, models
 from benchmarks.report import in_turn, parser, report
-from device_profiles import measure, predict
+from device_profiles import load as load_profile
+from device_profiles import predict
 from device_profiles.machine import usable_threads
 from device_profiles.schema import DeviceProfile
 from splitedge.head import load
@@ -49,11 +53,20 @@ def main() -> None:
         segments = dict(list(segments.items())[:3])
     rows = []
     for half in (list(segments.items())[::2], list(segments.items())[1::2]):
-        profile = measure(quick=arguments.quick)
+        profile = measured(quick=arguments.quick)
         for name, segment in half:
             for threads in sorted({1, usable_threads()}):
                 rows.append(row(name, segment, threads, profile, 10 if arguments.quick else RUNS))  # noqa: PERF401
     report("Predicted and measured heads on this machine", rows, figures(rows), arguments.json)
+
+
+def measured(*, quick: bool) -> DeviceProfile:
+    """Return what `edge-agent profile` measures, in a process of its own, where no head has threads."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "profile.json"
+        command = [sys.executable, "-m", "edge_agent", "profile", "--out", str(path), *(["--quick"] if quick else [])]
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+        return load_profile(path)
 
 
 def networks(place: Path | None) -> dict[str, bytes]:

@@ -287,10 +287,10 @@ def bench(
             show_default=False,
         ),
     ] = "",
-    repeats: Annotated[int, typer.Option("-r", "--repeats", min=1, max=1_000_000, help="Runs of a row.")] = 100,
+    repeats: Annotated[int, typer.Option("-r", "--repeats", min=1, max=1_000_000, help="Runs of a row.")] = 160,
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, max=1000, help="Processes of a row, which share its runs.")
-    ] = 5,
+    ] = 8,
     warmup: Annotated[int, typer.Option("--warmup", min=0, max=10_000, help="Untimed runs of a process.")] = 3,
     delay: Annotated[float, typer.Option("--delay", min=0, max=3600, help="Seconds between two turns.")] = 0.003,
     single_stream: Annotated[

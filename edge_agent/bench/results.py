@@ -39,7 +39,7 @@ class Times(msgspec.Struct):
     p99_ms: Positive
     p999_ms: Positive
     per_second: Positive  # 1000 / mean_ms
-    rounds_ms: Annotated[list[Positive], Meta(max_length=1000)]  # the median of each round
+    rounds_ms: Annotated[list[Positive], Meta(max_length=1000)]  # the fastest run of each round
     single_stream: Text = ""  # which rule of MLPerf's single stream is met: "1,024 queries", "60 s", or none
 
 

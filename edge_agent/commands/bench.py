@@ -37,8 +37,8 @@ class Options:
     models: Sequence[str]
     backends: str = ""
     threads: str = ""
-    repeats: int = 100
-    rounds: int = 5
+    repeats: int = 160
+    rounds: int = 8
     warmup: int = 3
     delay: float = 0.0
     single_stream: bool = False
