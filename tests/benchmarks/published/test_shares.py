@@ -68,6 +68,7 @@ def test_the_fit_finds_the_noise_and_the_shares_up_to_their_common_factor(model)
     assert found[KINDS.index("pointwise")] == pytest.approx(0.5, abs=0.35)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fold", ["board", "core"])
 def test_a_tenth_is_faster_and_a_tenth_slower_than_the_band_of_a_held_out_board_or_core(runs, fold):
     found = shares.cross_validate(runs, fold)
@@ -132,6 +133,7 @@ def test_what_nobody_measured_has_a_wider_band(runs, model):
     assert shares.predict(model, unseen(runs)).ratio > shares.predict(model, runs[0]).ratio
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_published_figures_of_a_left_out_board_are_inside_the_band_as_often_as_it_says():
     published = data.load()

@@ -138,6 +138,7 @@ def test_wrong_options_of_the_roofline_are_refused(file, arguments, reason):
         called("profile", "roofline", str(file), *arguments)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_whole_profile_is_kept_and_its_roofline_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(measurement, "KERNELS_S", 1.0)

@@ -33,6 +33,7 @@ def test_a_profile_and_itself_have_no_change():
     assert all(one.percent == 0 and one.low < 0 < one.high for one in found)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("noise", [0.005, 0.02, 0.1])
 def test_noise_is_rarely_called_a_change(noise):
     random = np.random.default_rng(1)
