@@ -139,8 +139,9 @@ PUBLISHED_NOTES: Final = (
 NOTES: Final = (
     "nobody measured these boards with our kernels; the middle is what published programs reach on the board, and a "
     "tenth of programs and networks is beyond each end",
-    f"plans count on the slow end; {WEIGHT_BITS}-bit heads, {CUT_BITS} bits at the cut, the input as JPEG at {JPEG_BITS} "
-    "bit a value; accuracy is left out; the server is one core of this machine",
+    f"plans count on the slow end, with {WEIGHT_BITS}-bit heads, {CUT_BITS} bits at the cut, and the input as JPEG at "
+    f"{JPEG_BITS} bit a value",
+    "accuracy is left out, and the server is one core of this machine",
 )
 
 

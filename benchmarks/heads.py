@@ -31,6 +31,7 @@ from calibration.export import int8_onnx, whole
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
 from device_profiles.machine import usable_threads
+from edge_agent.backends import onnx as onnx_backend
 from kernels import isa, peak
 from splitedge.head import Head, load
 from splitedge.head import segment as seg
@@ -262,7 +263,7 @@ def _shape(header: seg.Header, op: seg.AnyOp) -> str:
 
 def fidelity(place: Path, files: Files) -> dict[str, float]:
     """Return the least cosine over `TEXTS` between the float model's embedding and ours, and the rival's."""
-    head, exact, rival = load(files[OURS]), rivals.session(files[FLOAT], 1), rivals.session(files[INT8], 1)
+    head, exact, rival = load(files[OURS]), onnx_backend.session(files[FLOAT], 1), onnx_backend.session(files[INT8], 1)
     vocabulary, name = minilm.read_vocabulary(place), exact.get_inputs()[0].name
     found: dict[str, list[float]] = {"minilm.cosine": [], "minilm.cosine_ort_int8": []}
     for text in TEXTS:

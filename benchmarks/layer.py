@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import rivals
+from edge_agent.backends import onnx as onnx_backend
 from kernels import program, reference
 from splitedge.head import Head
 from splitedge.head import segment as seg
@@ -189,7 +190,7 @@ class _Bound:
     """A model with bound input and output, so that a call copies neither."""
 
     def __init__(self, model: onnx.ModelProto, x: U8) -> None:
-        self.runtime = rivals.session(model.SerializeToString(), 1)
+        self.runtime = onnx_backend.session(model.SerializeToString(), 1)
         self.binding = self.runtime.io_binding()
         self.binding.bind_cpu_input("x", x)
         self.binding.bind_output("y")

@@ -7,6 +7,7 @@ from typing import Any, Final
 import onnx
 
 from benchmarks import lite0
+from benchmarks.published.networks import MOBILENET_V1, MOBILENET_V2
 from calibration.importing import importer
 from splitedge.protocol.messages import Preprocess
 
@@ -39,15 +40,7 @@ def mobilenet_v2() -> Any:
 
     layers = [nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU6()]
     ins = 32
-    for expand, outs, count, stride in (
-        (1, 16, 1, 1),
-        (6, 24, 2, 2),
-        (6, 32, 3, 2),
-        (6, 64, 4, 2),
-        (6, 96, 3, 1),
-        (6, 160, 3, 2),
-        (6, 320, 1, 1),
-    ):
+    for expand, outs, count, stride in MOBILENET_V2:
         for i in range(count):
             layers.append(block(ins, outs, stride if i == 0 else 1, expand))
             ins = outs
@@ -77,17 +70,7 @@ def mobilenet_v1() -> Any:
     from torch import nn
 
     layers, ins = [nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU6()], 32
-    for outs, stride in (
-        (64, 1),
-        (128, 2),
-        (128, 1),
-        (256, 2),
-        (256, 1),
-        (512, 2),
-        *[(512, 1)] * 5,
-        (1024, 2),
-        (1024, 1),
-    ):
+    for outs, stride in MOBILENET_V1:
         layers += [nn.Conv2d(ins, ins, 3, stride, 1, groups=ins), nn.ReLU6(), nn.Conv2d(ins, outs, 1), nn.ReLU6()]
         ins = outs
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1024, 1000))

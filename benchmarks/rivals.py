@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from calibration.export import int8_onnx
 from calibration.importing.graph import with_batch
+from edge_agent.backends import onnx as onnx_backend
 from splitedge.head import Head
 from splitedge.head import segment as seg
 
@@ -27,19 +27,9 @@ def quantized(model: onnx.ModelProto) -> dict[str, bytes]:
     return {FLOAT: with_batch(model, 1).SerializeToString(), INT8: int8_onnx.static(model)}
 
 
-def session(model: bytes, threads: int) -> ort.InferenceSession:
-    """Return a session of ONNX Runtime on the CPU with all graph optimizations."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
 def onnx_runtime(model: bytes, threads: int, frame: NDArray[Any]) -> Callable[[], Any]:
     """Return a call that runs ``frame`` through ``model``."""
-    runtime = session(model, threads)
+    runtime = onnx_backend.session(model, threads)
     name = runtime.get_inputs()[0].name
     return lambda: runtime.run(None, {name: frame})
 

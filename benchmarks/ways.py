@@ -41,7 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks import lite0, photos, processes, rivals
+from benchmarks import lite0, photos, processes
 from benchmarks.cache import fingerprint
 from benchmarks.models import LITE0_PREPROCESS
 from benchmarks.photos import CACHE, ROOT, Photo
@@ -53,6 +53,7 @@ from calibration.export import int8_onnx
 from calibration.importing.importer import session
 from device_profiles.machine import usable_threads
 from edge_agent import config
+from edge_agent.backends import onnx as onnx_backend
 from edge_agent.planning.downloads import DOWNLOADING
 from edge_agent.runtime.agent import Agent
 from edge_server.store.store import Store
@@ -262,7 +263,7 @@ def _through_webp(frames: Frames, most: float) -> Way:
 
 def _through_onnxruntime(frames: Frames) -> Way:
     """Run every frame on this processor in ONNX Runtime."""
-    model = _classifier(rivals.session(int8(), usable_threads()))
+    model = _classifier(onnx_backend.session(int8(), usable_threads()))
     way = Way("onnxruntime", "ONNX Runtime int8, all here")
     model(pixels(frames.files[0]))
     for file in frames.files:

@@ -23,6 +23,7 @@ from device_profiles.schema import (
     Warmup,
     is_measured,
 )
+from splitedge import terminal
 from splitedge.terminal import Cell, Column, definitions, plain, wrap
 from splitedge.terminal import table as fitted
 
@@ -122,11 +123,9 @@ def _memory(profile: DeviceProfile) -> list[Row]:
 def _by_threads(values: Sequence[tuple[int, float]], unit: str) -> str:
     """The values of numbers of threads: "7.2 GB/s on 1 thread, 12.1 on 4"."""
     (threads, value), *others = values
-    return f"{value:,.1f} {unit} on {_threads(threads)}" + "".join(f", {more:,.1f} on {n}" for n, more in others)
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread" if count == 1 else f"{count} threads"
+    return f"{value:,.1f} {unit} on {terminal.threads(threads)}" + "".join(
+        f", {more:,.1f} on {n}" for n, more in others
+    )
 
 
 def _load(load: Load | None) -> str:
@@ -135,7 +134,7 @@ def _load(load: Load | None) -> str:
     change = 100 * (load.sustained_gops / load.burst_gops - 1)
     return (
         f"{load.burst_gops:,.1f} GOPS in the first second, {load.sustained_gops:,.1f} after {load.seconds:.0f} s "
-        f"({change:+.1f} %), on {_threads(load.threads)}"
+        f"({change:+.1f} %), on {terminal.threads(load.threads)}"
     )
 
 

@@ -54,6 +54,15 @@ _Config = Annotated[
     Path | None,
     typer.Option("--config", help="Configuration file (TOML). [default: the one in use]", show_default=False),
 ]
+_Counts = Annotated[
+    str,
+    typer.Option(
+        "-t", "--threads", metavar="COUNTS", help="Such as 1,2,4. [default: 1 and all cores]", show_default=False
+    ),
+]
+_Old = Annotated[Path, typer.Argument(metavar="OLD.json", show_default=False)]
+_New = Annotated[Path, typer.Argument(metavar="NEW.json", show_default=False)]
+_Least = Annotated[float, typer.Option("--least", min=0, max=1000, help="The least change in per cent that counts.")]
 _Key = Annotated[str, typer.Argument(metavar="KEY", help="Name of the setting, such as api.port.", show_default=False)]
 
 
@@ -172,11 +181,9 @@ def show_profile(file: _ProfileFile = None, config: _Config = None, json: Json =
 
 @profile_app.command("compare", cls=options.Command)
 def compare_profiles(
-    first: Annotated[Path, typer.Argument(metavar="OLD.json", show_default=False)],
-    second: Annotated[Path, typer.Argument(metavar="NEW.json", show_default=False)],
-    least: Annotated[
-        float, typer.Option("--least", min=0, max=1000, help="The least change in per cent that counts.")
-    ] = 5.0,
+    first: _Old,
+    second: _New,
+    least: _Least = 5.0,
     json: Json = False,
 ) -> None:
     """Show which kernels changed between two profiles, beyond noise.
@@ -277,16 +284,7 @@ def bench(
             help="native,onnxruntime,litert,tflite ... [default: all that run here]",
         ),
     ] = "",
-    threads: Annotated[
-        str,
-        typer.Option(
-            "-t",
-            "--threads",
-            metavar="COUNTS",
-            help="Such as 1,2,4. [default: 1 and all cores]",
-            show_default=False,
-        ),
-    ] = "",
+    threads: _Counts = "",
     repeats: Annotated[int, typer.Option("-r", "--repeats", min=1, max=1_000_000, help="Runs of a row.")] = 160,
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, max=1000, help="Processes of a row, which share its runs.")
@@ -378,11 +376,9 @@ def bench(
 
 @bench_app.command("compare", cls=options.Command)
 def compare_results(
-    first: Annotated[Path, typer.Argument(metavar="OLD.json", show_default=False)],
-    second: Annotated[Path, typer.Argument(metavar="NEW.json", show_default=False)],
-    least: Annotated[
-        float, typer.Option("--least", min=0, max=1000, help="The least change in per cent that counts.")
-    ] = 2.0,
+    first: _Old,
+    second: _New,
+    least: _Least = 2.0,
     json: Json = False,
 ) -> None:
     """Show what changed between two results of `bench -o json`, beyond noise.
@@ -396,16 +392,7 @@ def compare_results(
 
 @bench_app.command(cls=options.Command)
 def kernels(
-    threads: Annotated[
-        str,
-        typer.Option(
-            "-t",
-            "--threads",
-            metavar="COUNTS",
-            help="Such as 1,2,4. [default: 1 and all cores]",
-            show_default=False,
-        ),
-    ] = "",
+    threads: _Counts = "",
     output: Annotated[
         Literal["table", "md", "csv", "json"], typer.Option("-o", "--output", help="Format of the output.")
     ] = "table",

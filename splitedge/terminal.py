@@ -46,6 +46,11 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+def threads(count: int) -> str:
+    """A number of threads in words: ``1 thread``."""
+    return f"{count} thread" if count == 1 else f"{count} threads"
+
+
 def shorten(text: str, length: int) -> str:
     """``text`` in at most ``length`` characters, without its middle: ``encoder…value``."""
     if len(text) <= length:

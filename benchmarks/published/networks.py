@@ -17,6 +17,28 @@ LayerKind = Literal["pointwise", "conv3", "conv", "depthwise", "dense", "matmul"
 KINDS: Final[tuple[LayerKind, ...]] = ("pointwise", "conv3", "conv", "depthwise", "dense", "matmul", "rest")
 #: Steps for one value of an activation with an exponential, as a multiple of an addition's.
 EXPONENTIAL: Final = 5
+#: Output channels and stride of each block of MobileNet: arXiv 1704.04861, table 1.
+MOBILENET_V1: Final = (
+    (64, 1),
+    (128, 2),
+    (128, 1),
+    (256, 2),
+    (256, 1),
+    (512, 2),
+    *[(512, 1)] * 5,
+    (1024, 2),
+    (1024, 1),
+)
+#: Expansion, output channels, count and stride of the blocks of MobileNetV2: arXiv 1801.04381, table 2.
+MOBILENET_V2: Final = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 
 
 @dataclass(frozen=True)
@@ -120,19 +142,8 @@ class Builder:
 
 
 def _mobilenet_v1() -> Builder:
-    """arXiv 1704.04861, table 1."""
     net = Builder(224, 224, 3).conv(32, 3, 2)
-    for out, stride in [
-        (64, 1),
-        (128, 2),
-        (128, 1),
-        (256, 2),
-        (256, 1),
-        (512, 2),
-        *[(512, 1)] * 5,
-        (1024, 2),
-        (1024, 1),
-    ]:
+    for out, stride in MOBILENET_V1:
         net.depthwise(3, stride).conv(out)
     return net.mean().dense(1000)
 
@@ -155,17 +166,8 @@ def _inverted(net: Builder, wide: int, out: int, k: int, stride: int, act: bool 
 
 
 def _mobilenet_v2() -> Builder:
-    """arXiv 1801.04381, table 2."""
     net = Builder(224, 224, 3).conv(32, 3, 2)
-    for t, c, n, s in [
-        (1, 16, 1, 1),
-        (6, 24, 2, 2),
-        (6, 32, 3, 2),
-        (6, 64, 4, 2),
-        (6, 96, 3, 1),
-        (6, 160, 3, 2),
-        (6, 320, 1, 1),
-    ]:
+    for t, c, n, s in MOBILENET_V2:
         for i in range(n):
             _inverted(net, t * net.c, c, 3, s if i == 0 else 1)
     return net.conv(1280).mean().dense(1000)

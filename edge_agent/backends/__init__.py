@@ -25,16 +25,22 @@ F32 = NDArray[np.float32]
 
 
 OPEN: Final = -1
+CPU: Final = "CPUExecutionProvider"
 
 
 class Port(NamedTuple):
-    """An input: its name, shape (`OPEN`: any size) and dtype. The value of a code is ``scale * (code - zero_point)``."""
+    """An input or output: its name, shape (`OPEN`: any size) and dtype. The value of a code is ``scale * (code - zero_point)``."""
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     scale: float = 1.0
     zero_point: int = 0
+
+    def real(self, codes: NDArray[Any]) -> F32:
+        """The values of ``codes``, flat."""
+        values: F32 = np.float32(self.scale) * (codes.reshape(-1).astype(np.float32) - np.float32(self.zero_point))
+        return values
 
 
 class Operator(NamedTuple):
@@ -81,7 +87,7 @@ class Backend:
         """Why it cannot run here, or an empty string."""
         if self.runtime and importlib.util.find_spec(self.runtime) is None:
             return f"{self.title} is not installed; run `pip install {self.package}`"
-        if self.provider and self.provider != _CPU:
+        if self.provider and self.provider != CPU:
             found = importlib.import_module(self.runtime).get_available_providers()
             if self.provider not in found:
                 return f"the installed ONNX Runtime has no {self.provider}, only {', '.join(found)}"
@@ -107,14 +113,13 @@ class Backend:
         return loaded
 
 
-_CPU: Final = "CPUExecutionProvider"
 SEGMENT: Final = ".segment"
 
 BACKENDS: Final = {
     one.name: one
     for one in (
         Backend("native", "splitedge", "native", "", "", (SEGMENT,)),
-        Backend("onnxruntime", "ONNX Runtime", "onnx", "onnxruntime", "onnxruntime", (".onnx",), _CPU),
+        Backend("onnxruntime", "ONNX Runtime", "onnx", "onnxruntime", "onnxruntime", (".onnx",), CPU),
         Backend(
             "onnxruntime-cuda", "ONNX Runtime", "onnx", "onnxruntime", "onnxruntime-gpu", (".onnx",),
             "CUDAExecutionProvider",

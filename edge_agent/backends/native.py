@@ -19,12 +19,11 @@ class Native:
 
     def __init__(self, path: Path, threads: int) -> None:
         self._head = load_head(path.read_bytes(), threads)
-        entry, header = self._head.input, self._head.header
-        dtype = np.dtype(seg.DTYPES[entry.dtype])
-        self.ports = [Port("input", tuple(entry.shape), dtype, entry.scale, entry.zero_point)]
+        header = self._head.header
+        self.ports = [_port("input", self._head.input)]
         self.preprocess = header.preprocess if header.preprocess.kind == "image" else None
         self.precision = f"int{header.weight_bits}"
-        self._input: NDArray[Any] = np.zeros(entry.shape, dtype)
+        self._input: NDArray[Any] = np.zeros(self.ports[0].shape, self.ports[0].dtype)
         self._output: NDArray[Any] = np.zeros(0, np.float32)
 
     def put(self, values: Sequence[NDArray[Any]]) -> None:
@@ -34,13 +33,14 @@ class Native:
         self._output = self._head.run(self._input)
 
     def output(self) -> F32:
-        codes, tensor = self._output, self._head.output
-        if tensor.dtype == "f32":
-            return codes.reshape(-1)
-        return (tensor.scale * (codes.reshape(-1).astype(np.float32) - tensor.zero_point)).astype(np.float32)
+        return _port("output", self._head.output).real(self._output)
 
     def operators(self, repeats: int) -> list[Operator]:
         return [Operator(one.name, one.kind, one.us) for one in self._head.profile(self._input, repeats)]
 
 
 load = Native
+
+
+def _port(name: str, tensor: seg.Tensor) -> Port:
+    return Port(name, tuple(tensor.shape), np.dtype(seg.DTYPES[tensor.dtype]), tensor.scale, tensor.zero_point)

@@ -8,13 +8,14 @@ import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.backends import F32, OPEN, Operator, Port
+from edge_agent.backends import CPU, F32, OPEN, Operator, Port
 from splitedge.errors import UsageError
 
 _TYPES: Final = {
@@ -35,24 +36,13 @@ class OnnxRuntime:
     preprocess = None
 
     def __init__(self, path: Path, threads: int, provider: str) -> None:
-        self._runtime = importlib.import_module("onnxruntime")  # an optional dependency, which the agent never loads
-        self._path, self._threads, self._provider = path, threads, provider
-        self._session = self._made()
+        self._profiled = partial(session, str(path), threads, provider)
+        self._session = session(str(path), threads, provider)
         self.ports = [_port(entry) for entry in self._session.get_inputs()]
         self.precision = _precision(path.read_bytes(), self.ports)
         self._feed: dict[str, NDArray[Any]] = {}
         self._output: NDArray[Any] = np.zeros(0, np.float32)
         self._first = [self._session.get_outputs()[0].name]
-
-    def _made(self, profile: str = "") -> Any:
-        options = self._runtime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 3
-        if profile:
-            options.enable_profiling, options.profile_file_prefix = True, profile
-        return self._runtime.InferenceSession(str(self._path), options, providers=[self._provider])
 
     def put(self, values: Sequence[NDArray[Any]]) -> None:
         self._feed = {port.name: value for port, value in zip(self.ports, values, strict=True)}
@@ -67,10 +57,10 @@ class OnnxRuntime:
         """The times of its own profiler, from a second session."""
         times: dict[tuple[str, str], list[float]] = defaultdict(list)
         with tempfile.TemporaryDirectory() as folder:
-            session = self._made(f"{folder}/profile")
+            profiled = self._profiled(f"{folder}/profile")
             for _ in range(repeats):
-                session.run(self._first, self._feed)
-            events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
+                profiled.run(self._first, self._feed)
+            events = json.loads(Path(profiled.end_profiling()).read_text("utf-8"))
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
                 name = event["name"].removesuffix("_kernel_time")
@@ -79,6 +69,19 @@ class OnnxRuntime:
 
 
 load = OnnxRuntime
+
+
+def session(model: str | bytes, threads: int, provider: str = CPU, profile: str = "") -> Any:
+    """A session with all graph optimizations. ``model``: a path, or the file. ``profile``: where its profiler writes."""
+    runtime = importlib.import_module("onnxruntime")  # an optional dependency, which the agent never loads
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
+    return runtime.InferenceSession(model, options, providers=[provider])
 
 
 def _port(entry: Any) -> Port:

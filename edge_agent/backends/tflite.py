@@ -38,9 +38,7 @@ class TFLite:
         self._made.invoke()
 
     def output(self) -> F32:
-        codes = self._made.get_tensor(self._at).reshape(-1).astype(np.float32)
-        values: F32 = np.float32(self._output.scale) * (codes - np.float32(self._output.zero_point))
-        return values
+        return self._output.real(self._made.get_tensor(self._at))
 
     def operators(self, repeats: int) -> list[Operator]:  # noqa: ARG002
         raise UsageError(

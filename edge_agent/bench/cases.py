@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from edge_agent.backends import BACKENDS, SEGMENT, Backend, find
+from edge_agent.backends import SEGMENT, Backend, find, here
 from splitedge import limits
 from splitedge.errors import UsageError
 
@@ -92,12 +92,10 @@ def _made(arguments: list[str]) -> dict[str, str] | str:
 def cases(models: Sequence[Model], backends: Sequence[str], threads: Sequence[int]) -> list[Case]:
     """The configurations of all ``models``.
 
-    ``backends``: names; if empty, all that read one of a model's files and that can run here, and `native`. A named
+    ``backends``: names; if empty, all that read one of a model's files and that can run here. A named
     backend that does not run a model is a case with its reason.
     """
-    chosen = [find(name) for name in backends] or [
-        one for one in BACKENDS.values() if one.name == "native" or not one.missing()
-    ]
+    chosen = [find(name) for name in backends] or here()
     return [
         case
         for one in models

@@ -22,7 +22,7 @@ from edge_agent.bench import statistics
 from edge_agent.bench.cases import Case
 from edge_agent.bench.results import Memory, Method, OperatorTime, Phases, Row
 from edge_agent.bench.worker import Answer, Job, Ready, Turn
-from splitedge import limits
+from splitedge import limits, terminal
 from splitedge.errors import SplitEdgeError
 
 Say = Callable[[str], object]
@@ -116,7 +116,7 @@ def measure(cases: Sequence[Case], method: Method, say: Say, *, operators: bool 
     for (name, threads), group in groupby(cases, lambda case: (case.model, case.threads)):
         found = [_Collected(case, failure=case.failure) for case in group]
         for number in range(method.rounds):
-            say(f"{name}, {threads} {'thread' if threads == 1 else 'threads'}, round {number + 1} of {method.rounds}")
+            say(f"{name}, {terminal.threads(threads)}, round {number + 1} of {method.rounds}")
             _round(found, number, method, operators=operators)
         rows += [_row(one) for one in found]
     return rows

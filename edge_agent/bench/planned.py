@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import device_profiles
 from edge_agent.backends import SEGMENT
 from edge_agent.bench.cases import Model
 from edge_agent.bench.measuring import Say
@@ -12,7 +11,6 @@ from edge_agent.config import Settings
 from edge_agent.planning import device, downloads, peers, plan_request
 from edge_agent.planning.disk_cache import DiskCache, folder
 from splitedge.errors import UsageError
-from splitedge.protocol.messages import PlanRequest
 
 
 async def head(settings: Settings, into: Path, say: Say) -> Model:
@@ -23,13 +21,7 @@ async def head(settings: Settings, into: Path, say: Say) -> Model:
     async with peers.client(settings) as client:
         profile = await device.profile(settings, say)
         link = await plan_request.measure_link(client, {}, say)
-        request = PlanRequest(
-            model=settings.model,
-            profile=device_profiles.to_dict(profile),
-            link=link,
-            demand=settings.demand,
-            held=[],
-        )
+        request = plan_request.describe(settings, profile, link)
         plan = await plan_request.request_plan(client, settings, request, say)
         if plan.mode == "server":
             raise UsageError(

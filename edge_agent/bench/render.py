@@ -16,6 +16,7 @@ from rich.text import Text
 
 from edge_agent.bench.results import Result, Row, Sustained
 from edge_agent.bench.statistics import Change
+from splitedge import terminal
 from splitedge.errors import PlatformError
 from splitedge.terminal import Column, definitions, plain, table, wrap
 
@@ -72,7 +73,7 @@ def headline(result: Result) -> str:
     heat = f", {result.before.temperature_c:.0f} °C" if result.before.temperature_c is not None else ""
     return plain(
         f"{board}{result.machine.cpu}{clock}{heat}, {result.machine.isa}; splitedge {result.splitedge}{built}; "
-        f"{result.method.repeats} runs in {_counted(result.method.rounds, 'process', 'processes')} each"
+        f"{result.method.repeats} runs in {result.method.rounds} {'process' if result.method.rounds == 1 else 'processes'} each"
     )
 
 
@@ -148,16 +149,8 @@ def _operators(row: Row, width: int) -> list[RenderableType]:
         [plain(one.name), plain(one.kind), f"{one.us:,.1f}", f"{100 * one.us / whole:.1f}" if whole else ""]
         for one in row.operators
     ]
-    title = f"\n{row.backend} {row.precision}, {_threads(row.threads)}, every operator"
+    title = f"\n{row.backend} {row.precision}, {terminal.threads(row.threads)}, every operator"
     return [Text(title, style="bold"), table(columns, cells, width)]
-
-
-def _threads(count: int) -> str:
-    return _counted(count, "thread", "threads")
-
-
-def _counted(count: int, one: str, more: str) -> str:
-    return f"{count} {one if count == 1 else more}"
 
 
 # --- the curve of a long run ------------------------------------------------------------------------------------------
@@ -170,7 +163,7 @@ def _curve(row: Row, width: int) -> list[RenderableType]:
     change = 100 * (s.last_minute / s.first_minute - 1) if s.first_minute else 0.0
     part = f"{min(60, s.seconds):.0f} s"
     title = (
-        f"{row.backend} {row.precision}, {_threads(row.threads)}, {s.seconds:.0f} s: {s.first_minute:.1f} runs a second "
+        f"{row.backend} {row.precision}, {terminal.threads(row.threads)}, {s.seconds:.0f} s: {s.first_minute:.1f} runs a second "
         f"in the first {part}, {s.last_minute:.1f} in the last {part} ({change:+.1f} %)"
     )
     lines = [*curve(s.per_second, width), *(plain(f"  {event}") for event in s.throttled)]
@@ -207,7 +200,7 @@ def draw(rows: Sequence[Row], form: str) -> bytes:
 
     def curves(axes: Any) -> None:
         for row, long in _long(rows):
-            label = f"{row.model}, {row.backend} {row.precision}, {_threads(row.threads)}"
+            label = f"{row.model}, {row.backend} {row.precision}, {terminal.threads(row.threads)}"
             seconds = [long.seconds * i / len(long.per_second) for i in range(len(long.per_second))]
             axes.plot(seconds, long.per_second, linewidth=1.4, label=label)
         axes.set(xlabel="seconds", ylabel="runs a second")

@@ -123,7 +123,7 @@ def welch(old: Sequence[float], new: Sequence[float], error: float) -> tuple[flo
 
 
 def student_quantile(probability: float, freedom: float) -> float:
-    """The quantile of Student's distribution for a ``probability`` above 1/2, by bisection on its integral.
+    """The quantile of Student's distribution for a ``probability`` above 1/2, from its integral.
 
     The substitution t = sqrt(freedom) tan(a) turns the density into cos(a)^(freedom - 1) on a finite range.
     """

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 
-import device_profiles
 from device_profiles import DeviceProfile, known
 from device_profiles.schema import Pace
 from edge_agent.commands.what_if import WhatIf
@@ -69,15 +68,7 @@ async def _ask(
     link = await plan_request.measure_link(client, assumed, say)
     measured = MeasuredTimes() if known_board else measured_times.time_log(settings).medians()
     dry_run = None if known_board else await dry_run_store.dry_run(client, settings, profile, measured.head_ms, say)
-    request = PlanRequest(
-        model=settings.model,
-        profile=device_profiles.to_dict(profile),
-        link=link,
-        demand=settings.demand,
-        held=[],
-        measured=measured.to_wire(),
-        dry_run=dry_run,
-    )
+    request = plan_request.describe(settings, profile, link, measured=measured, dry_run=dry_run)
     return request, await plan_request.request_plan(client, settings, request, say)
 
 

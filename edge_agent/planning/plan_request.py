@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
+import device_profiles
+from device_profiles import DeviceProfile
 from edge_agent import config
 from edge_agent.config import Settings
 from edge_agent.planning import device, dry_run_store, peers
@@ -19,10 +21,34 @@ from splitedge.protocol.messages import (
     OUTPUTS_PROTOCOL,
     ChainDevice,
     ChainRequest,
+    DryRun,
     LinkEstimate,
+    MeasuredTimes,
     Plan,
     PlanRequest,
 )
+
+
+def describe(
+    settings: Settings,
+    profile: DeviceProfile,
+    link: LinkEstimate,
+    *,
+    held: Sequence[str] = (),
+    measured: MeasuredTimes | None = None,
+    dry_run: DryRun | None = None,
+) -> PlanRequest:
+    """The request for a plan of this device's model."""
+    return PlanRequest(
+        model=settings.model,
+        profile=device_profiles.to_dict(profile),
+        link=link,
+        demand=settings.demand,
+        held=list(held),
+        measured=measured.to_wire() if measured else {},
+        dry_run=dry_run,
+        operators=sorted(OPERATORS),
+    )
 
 
 async def request_plan(server: ServerClient, settings: Settings, request: PlanRequest, say: StatusCallback) -> Plan:
@@ -36,7 +62,7 @@ async def request_plan(server: ServerClient, settings: Settings, request: PlanRe
         plan = await _request_chain(server, settings, request, say)
     else:
         say("asking for a plan")
-        plan = await server.plan(msgspec.structs.replace(request, operators=sorted(OPERATORS)))
+        plan = await server.plan(request)
     if plan.model != settings.model:
         raise errors.PlanError(
             f"the server answered with a plan for another model than {settings.model}; upgrade the older side",

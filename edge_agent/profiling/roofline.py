@@ -19,6 +19,7 @@ from rich.text import Text
 from device_profiles import measurement, predict
 from device_profiles.schema import DeviceProfile
 from edge_agent.bench.render import picture
+from splitedge import terminal
 from splitedge.errors import UsageError
 from splitedge.head import executor
 from splitedge.head import segment as seg
@@ -163,7 +164,7 @@ def show(found: Roofline, width: int) -> RenderableType:
 
 
 def _title(found: Roofline) -> str:
-    return f"Roofline on {_threads(found.roofs[-1].threads)}: GOPS over operations per byte"
+    return f"Roofline on {terminal.threads(found.roofs[-1].threads)}: GOPS over operations per byte"
 
 
 def chart(found: Roofline, width: int) -> list[str]:
@@ -233,11 +234,7 @@ def _marks(found: Roofline) -> list[str]:
 def _roof_words(roof: Roof, found: Roofline) -> str:
     peak = "peak" if found.exact else "best kernel"
     memory = f", memory {roof.gbps:.1f} GB/s" if roof.gbps is not None else ""
-    return f"{_threads(roof.threads)}: {peak} {roof.gops:,.1f} GOPS{memory}"
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread" if count == 1 else f"{count} threads"
+    return f"{terminal.threads(roof.threads)}: {peak} {roof.gops:,.1f} GOPS{memory}"
 
 
 def _table(found: Roofline, width: int) -> list[RenderableType]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import time
 
-import device_profiles
 from edge_agent import config
 from edge_agent.config import Settings
 from edge_agent.planning import device, disk_cache, downloads, dry_run_store, peers, plan_request, streams
@@ -20,7 +19,7 @@ from edge_agent.runtime.answer_reuse import AnswerReuse
 from edge_agent.runtime.engine import Engine
 from edge_agent.runtime.pipeline import FramePipeline
 from splitedge.link.adaptation import Adaptation, Goal
-from splitedge.protocol.messages import LinkEstimate, MeasuredTimes, Plan, PlanRequest
+from splitedge.protocol.messages import LinkEstimate, MeasuredTimes, Plan
 
 
 async def prepare(
@@ -34,15 +33,7 @@ async def prepare(
         link, since = known or await plan_request.measure_link(server, {}, say), time.monotonic()
         measured = _measured(settings, pipeline, link_changed=known is not None)
         dry_run = await dry_run_store.dry_run(server, settings, profile, measured.head_ms, say)
-        request = PlanRequest(
-            model=settings.model,
-            profile=device_profiles.to_dict(profile),
-            link=link,
-            demand=settings.demand,
-            held=cache.held(),
-            measured=measured.to_wire(),
-            dry_run=dry_run,
-        )
+        request = plan_request.describe(settings, profile, link, held=cache.held(), measured=measured, dry_run=dry_run)
         plan = await plan_request.request_plan(server, settings, request, say)
         data = await downloads.segment(server, cache, plan, say)
         tokenizer = await downloads.tokenizer(server, cache, plan, say)

@@ -381,14 +381,20 @@ def _lower_transpose(low: _Lowering, op: seg.Transpose) -> None:
     shape = low.tensor(op.x).shape
     steps = [math.prod(shape[axis + 1 :]) for axis in op.perm]
     sizes = [shape[axis] for axis in op.perm]
-    missing = 4 - len(shape)
-    low.row(Kind.TRANSPOSE, op.x, op.out, sizes=[1] * missing + sizes, steps=[0] * missing + steps)
+    _lower_strided(low, op, 0, sizes, steps)
 
 
 def _lower_view(low: _Lowering, op: seg.View) -> None:
-    missing = 4 - len(op.sizes)
-    fields = {"sizes": [1] * missing + op.sizes, "steps": [0] * missing + op.steps}
-    low.row(Kind.TRANSPOSE, op.x, op.out, x=low.tensor(op.x).offset + op.start, **fields)
+    _lower_strided(low, op, op.start, op.sizes, op.steps)
+
+
+def _lower_strided(
+    low: _Lowering, op: seg.Transpose | seg.View, start: int, sizes: list[int], steps: list[int]
+) -> None:
+    """Elements of x from ``start`` on: one for each index below ``sizes``, ``steps`` apart."""
+    missing = 4 - len(sizes)
+    fields = {"sizes": [1] * missing + sizes, "steps": [0] * missing + steps}
+    low.row(Kind.TRANSPOSE, op.x, op.out, x=low.tensor(op.x).offset + start, **fields)
 
 
 def _lower_reshape(low: _Lowering, op: seg.Reshape) -> None:

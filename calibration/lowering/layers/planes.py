@@ -51,9 +51,10 @@ def convert(network: Network, node: Node) -> None:
     for tensor in [t for t in (*node.inputs, *node.outputs[:1]) if t and t not in graph.constants]:
         if not graph.storable(tensor):
             raise Unsupported("a tensor of unknown shape, or not of 2 to 4 axes with a batch of 1")
-    if node.op != "Split" and any(t in graph.consumers for t in node.outputs[1:]):
+    built = builder(network, node)
+    if any(t in graph.consumers for t in set(node.outputs[1:]) - {layer.out for layer in built}):
         raise Unsupported("its second output is used")
-    for layer in builder(network, node):
+    for layer in built:
         network.layers.append(layer)
         network.made[layer.out] = layer
 
