@@ -12,6 +12,8 @@ from tests.drawn import LONG
 
 # Tests of kernels compile them, also where the package has a library: SPLITEDGE_KERNELS=library tests the library.
 os.environ.setdefault("SPLITEDGE_KERNELS", "jit")
+# The width of the terminal that starts the tests must not decide how wide the commands' output is.
+os.environ.pop("COLUMNS", None)
 
 ROOT = Path(__file__).parent.parent
 
