@@ -52,6 +52,7 @@ INSTALLATIONS: Final = (
                 "upgrade",
                 "tls",
                 "text-model",
+                "detector",
                 "several-boards",
                 "tune-the-link",
                 "reuse-answers",

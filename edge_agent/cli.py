@@ -493,6 +493,14 @@ def infer(
             "--out", help="Write the complete output for each input to a .npy file in this folder.", show_default=False
         ),
     ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save",
+            help="Write each image with its boxes, or its map, drawn over it to this folder.",
+            show_default=False,
+        ),
+    ] = None,
     own: Annotated[
         bool, typer.Option("--own", help="Start an agent for this command, even if one runs with the same settings.")
     ] = False,
@@ -505,12 +513,12 @@ def infer(
     settings = load(*given)
     from edge_agent.commands import first
 
-    frames = first.frames(files or [], text or [], out)
+    frames = first.frames(files or [], text or [], out, save)
     settings = first.with_outputs(settings, out)
     running = first.answering(settings, own=own)
     from edge_agent.commands import infer as command
 
-    raise typer.Exit(asyncio.run(command.infer(settings, frames, running, json=json, out=out)))
+    raise typer.Exit(asyncio.run(command.infer(settings, frames, running, json=json, out=out, save=save)))
 
 
 @app.command(cls=options.Command)

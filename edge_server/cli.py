@@ -33,6 +33,7 @@ _sample = partial(typer.Option, rich_help_panel="Samples")
 _pixels = partial(typer.Option, rich_help_panel="Preprocessing of images")
 _text = partial(typer.Option, rich_help_panel="Text models")
 _tensors = partial(typer.Option, rich_help_panel="Input and output")
+_tasks = partial(typer.Option, rich_help_panel="Tasks: what the answers are")
 _calibration = partial(typer.Option, rich_help_panel="Calibration")
 
 
@@ -134,7 +135,13 @@ def add(
     ] = None,
     fit: Annotated[
         str | None,
-        _pixels("--fit", help="Method that fits an image to the input: crop or stretch. [default: crop]"),
+        _pixels(
+            "--fit", help="Method that fits an image to the input: crop, stretch, or pad (borders). [default: crop]"
+        ),
+    ] = None,
+    border: Annotated[
+        int | None,
+        _pixels("--border", min=0, max=255, help="Pixel value of the borders of --fit pad. [default: 0]"),
     ] = None,
     interpolation: Annotated[
         str | None,
@@ -167,7 +174,8 @@ def add(
         str | None,
         _tensors(
             "--output",
-            help="Tensor to answer with: an output, or any float32 tensor inside the model. [default: the first output]",
+            help="Tensor to answer with: an output, or any float32 tensor inside the model; several are separated by commas. "
+            "[default: the first output; all of a detector]",
         ),
     ] = None,
     output_kind: Annotated[
@@ -178,6 +186,33 @@ def add(
             "auto derives it from the answers of the float model.",
         ),
     ] = "auto",
+    task: Annotated[
+        Literal["auto", "detection", "segmentation"],
+        _tasks(
+            "--task",
+            help="What the answers are: boxes (detection), a class for each pixel (segmentation), or classes and tensors (auto).",
+        ),
+    ] = "auto",
+    boxes: Annotated[
+        Literal["yolov8", "yolov5", "yolov10", "detr", "rt-detr", "tf-ssd", "blazeface"] | None,
+        _tasks(
+            "--boxes",
+            help="Format of a detector's outputs: yolov8 (also YOLOv9, YOLO11), yolov5 (also YOLOv7), yolov10 (corners, score, class), detr, rt-detr, "
+            "tf-ssd (TensorFlow, after its non-maximum suppression), blazeface (MediaPipe's face detectors).",
+        ),
+    ] = None,
+    score: Annotated[
+        float | None,
+        _tasks("--score", min=0, max=1, help="Least score of a box in an answer. [default: that of the format]"),
+    ] = None,
+    iou: Annotated[
+        float | None,
+        _tasks("--iou", min=0, max=1, help="Largest overlap of two boxes of a class. [default: that of the format]"),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        _tasks("--threshold", help="For a map with one value for each pixel: class 1 is above this. [default: 0.5]"),
+    ] = None,
     rounding: Annotated[
         Literal["plain", "nearest", "gptq"],
         _calibration(
@@ -203,8 +238,10 @@ def add(
         "resize": resize,
         "fit": fit,
         "interpolation": interpolation,
+        "border": border,
     }
     from edge_server.commands import add as command
+    from edge_server.importing.task import TaskOptions
 
     request = command.Request(
         source=model,
@@ -224,6 +261,7 @@ def add(
         padding=padding,
         tokenizer=tokenizer,
         output_kind=None if output_kind == "auto" else output_kind,
+        task=TaskOptions(task, boxes, score, iou, threshold),
         replace=replace,
         verbose=verbose,
     )
@@ -240,12 +278,26 @@ def explain(
         typer.Option("--profile", help="Measurements of the board, from `edge-agent profile --out FILE`."),
     ] = None,
     board: Annotated[
-        str | None,
-        typer.Option("--board", help="A known board instead of a profile (see `edge-agent profile --known`)."),
+        list[str] | None,
+        typer.Option(
+            "--board",
+            help="A known board instead of a profile (see `edge-agent profile --known`). Several, or none: where it pays to split the model.",
+        ),
     ] = None,
-    uplink: Annotated[float, typer.Option("--uplink", min=1e-3, help="Uplink of the board in Mbit/s.")] = 20.0,
-    downlink: Annotated[float, typer.Option("--downlink", min=1e-3, help="Downlink of the board in Mbit/s.")] = 20.0,
-    rtt: Annotated[float, typer.Option("--rtt", min=0, help="Round-trip time in ms.")] = 10.0,
+    uplink: Annotated[
+        float | None,
+        typer.Option(
+            "--uplink", min=1e-3, help="Uplink of the board in Mbit/s. [default: 20; without one board, 1 to 256]"
+        ),
+    ] = None,
+    downlink: Annotated[
+        float | None,
+        typer.Option("--downlink", min=1e-3, help="Downlink of the board in Mbit/s. [default: the uplink]"),
+    ] = None,
+    rtt: Annotated[
+        float | None,
+        typer.Option("--rtt", min=0, help="Round-trip time in ms. [default: 10; without one board, 20]"),
+    ] = None,
     pace: Pace = "slow",
     plot: Plot = None,
     layers: Layers = False,
@@ -257,16 +309,22 @@ def explain(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the plan and the trade-offs as JSON.")] = False,
 ) -> None:
-    """Show the plan for a board that is not connected."""
+    """Show the plan for a board that is not connected or, for several boards, where it pays to split the model."""
     from edge_server.commands import explain as command
-    from splitedge.protocol.messages import LinkEstimate
 
-    settings, link = load(given.options), LinkEstimate(rtt, uplink, downlink)
+    settings, boards = load(given.options), board or []
+    if len(boards) != 1 and (profile is None or boards):
+        from edge_server.commands import survey
+
+        found = command.profiles_of(profile, boards, pace)
+        links = survey.links(uplink, downlink, rtt)
+        survey.explain(settings.folder(), model, found, links, settings.demand, plot, json=json)
+        return
     command.explain(
         settings.folder(),
         model,
-        command.profile_of(profile, board, pace),
-        link,
+        command.profile_of(profile, boards[0] if boards else None, pace),
+        command.link_of(uplink, downlink, rtt),
         settings.demand,
         plot,
         json=json,

@@ -20,6 +20,9 @@ class WeightsConfig(Weights, forbid_unknown_fields=True):
     time: Annotated[_Weight, About("Weight of one second per frame, when plans are compared.", "--weight-time")] = 1.0
     energy: Annotated[_Weight, About("Weight of one joule on this board.", "--weight-energy")] = 0.0
     cost: Annotated[_Weight, About("Weight of one second of server time.", "--weight-cost")] = 0.0
+    megabyte: Annotated[
+        _Weight, About("Weight of one megabyte (10^6 bytes) over the link, for metered links.", "--weight-megabyte")
+    ] = 0.0
 
 
 class DemandConfig(Demand, forbid_unknown_fields=True):

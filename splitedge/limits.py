@@ -31,6 +31,12 @@ MAX_MEASURED: Final = 200  # measured times in one plan request
 MAX_LABELS: Final = 100_000
 MAX_LADDER: Final = 16  # codecs of one plan: each has tables and is tried before the first frame
 MAX_NAME: Final = 100  # a model, layer, or tensor name
+MAX_PARTS: Final = 64  # outputs of one model
+MAX_CANDIDATES: Final = 2_000  # boxes of one frame before overlapping ones are removed: bounds the time of that
+MAX_BOXES: Final = 1_000  # boxes of one answer
+MAX_POINTS: Final = 256  # key points of one box
+MAX_ANCHORS: Final = 100_000  # of one detector: they travel with its plan
+MAX_CLASS: Final = 65_535  # of a box or a pixel
 
 # --- segments
 MAX_SEGMENT_BYTES: Final = 512 * MiB

@@ -12,11 +12,13 @@ from splitedge.protocol.messages import (
     Candidate,
     Codec,
     Cut,
+    Detection,
     ModelInfo,
     Output,
     Plan,
     Prediction,
     StageTime,
+    Task,
 )
 from splitedge.terminal import Column, definitions, plain, shorten, size, table, wrap
 
@@ -207,7 +209,7 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
         rows.append(("kept here", kept))
     if p.energy_source != "unknown":
         rows.append(("energy", f"{p.energy_j:.3g} J per frame ({p.energy_source})"))
-    parts = {name: getattr(p.parts, name) for name in ("time", "fetch", "energy", "cost")}
+    parts = {name: getattr(p.parts, name) for name in ("time", "fetch", "energy", "cost", "traffic")}
     if sum(value > 0 for value in parts.values()) > 1:
         rows.append(
             ("objective", f"{p.objective:.4g} = {' + '.join(f'{name} {v:.4g}' for name, v in parts.items() if v)}")
@@ -218,6 +220,11 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
 def output(found: Output) -> str:
     """The output of a model, and the part of it that answers contain."""
     count, shape = math.prod(found.shape), " x ".join(map(str, found.shape))
+    if found.task is not None:
+        return _task(found.task, shape)
+    if found.parts:
+        names = ", ".join(f"{plain(part.name)} {' x '.join(map(str, part.shape))}" for part in found.parts)
+        return f"{len(found.parts)} outputs: {names}; answers contain all of them"
     if found.greatest is not None:
         classes = found.greatest.shape[found.greatest.axis]
         return f"a map {shape} of indices from 0 to {classes - 1}; answers contain the whole map"
@@ -228,6 +235,13 @@ def output(found: Output) -> str:
         "tensor": f"a tensor {shape} without classes; answers contain the whole tensor",
     }
     return kinds[found.kind]
+
+
+def _task(task: Task, shape: str) -> str:
+    if isinstance(task, Detection):
+        points = f" with {task.points.count // 2} points each" if task.points is not None else ""
+        return f"at most {task.most} boxes{points}, with a score of at least {task.score:g}"
+    return f"the class of each pixel, from a map {shape}"
 
 
 def _codec(plan: Plan) -> str:

@@ -98,7 +98,7 @@ TABLES: dict[str, tuple[Callable[[int], RenderableType], list[str]]] = {
     ),
     "models": (lambda width: report.models(MODELS, width), [model.name for model in MODELS]),
     "doctor": (lambda width: doctor.report(CHECKS, width), [check.found.split(":")[0] for check in CHECKS[1:2]]),
-    "infer": (lambda width: infer.text("photos/somewhere/image-0001.jpg", RESULT, "out/image-0001.npy", width), ["photos/somewhere/image-0001.jpg"]),
+    "infer": (lambda width: infer.text("photos/somewhere/image-0001.jpg", RESULT, ["out/image-0001.npy"], width), ["photos/somewhere/image-0001.jpg"]),
     "known boards": (lambda width: profile.boards(width), known.names()),
     "add": (lambda width: add.offered(CUTS, width), [*NAMES, "entropy-laplace"]),
 } | {

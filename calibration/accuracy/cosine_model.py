@@ -13,8 +13,8 @@ and varies in proportion to its size.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar, Final
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -35,14 +35,16 @@ LEAST_RATIO: Final = 1e-3
 WIDEST: Final = 50.0
 
 
+#: Outputs [n, C] -> the loss of each sample, 0 or more.
+Losses = Callable[[F32], F64]
+
+
 class FidelityModel(drop_model.Curve, frozen=True, tag="cosine"):
-    """The curve of the lost cosine; ``metric`` is "cosine".
+    """The curve of a mean loss: of 1 - cosine (``metric`` "cosine"), or of the share of changed pixels ("pixels").
 
     At ``noise[i + 1]`` the logarithms of the variants' mean losses have the standard deviation ``between[i]``. The
     losses of single samples, over their mean, have ``scatter[i]``. ``variants``: number of variants for each noise.
     """
-
-    WORST: ClassVar[float] = 200.0
 
     between: list[float]
     scatter: list[float]
@@ -53,7 +55,7 @@ class FidelityModel(drop_model.Curve, frozen=True, tag="cosine"):
         ratio = np.exp(
             [0.0, *_reach(np.array(self.between), np.array(self.scatter), self.variants, self.samples, samples)]
         )
-        high = np.minimum(np.maximum.accumulate(self.expected * ratio), self.WORST)
+        high = np.minimum(np.maximum.accumulate(self.expected * ratio), self.worst)
         low = self.expected / ratio
         return msgspec.structs.replace(self, low=low.tolist(), high=high.tolist(), promise_samples=samples)
 
@@ -69,24 +71,73 @@ def fit(
     Other arguments as in `drop_model.fit`.
     """
     z, made, energies = drop_model.variants(outputs, deltas, noises)
-    grid = drop_model.grid_of(energies)
     powers = _dots(z, z)
     products = np.stack([np.stack([_dots(z, delta), _dots(delta, delta)]) for delta in made])
     _, distinct = np.unique(products, axis=0, return_index=True)  # several trials may have the same minimum noise
     products, energies = products[distinct], energies[distinct]
-    means, between, scatter = [], [], []
-    for energy in grid:
+
+    def losses(scales: F64) -> F64:
+        cross, own = scales[:, None] * products[:, 0], scales[:, None] ** 2 * products[:, 1]
+        return _losses(powers, powers + cross, powers + 2 * cross + own)
+
+    return _fitted("cosine", len(z), energies, losses, promise_samples)
+
+
+def fit_losses(
+    outputs: F32,
+    losses: Losses,
+    metric: str,
+    units: int,
+    deltas: Sequence[F32],
+    noises: Sequence[float] | None = None,
+    promise_samples: int = drop_model.PROMISE_SAMPLES,
+) -> FidelityModel:
+    """As `fit`, with the ``losses`` of ``metric`` in place of 1 - cosine: the share of a sample's ``units`` that change.
+
+    Noise that changes too few units to count them is extrapolated: their number falls with the amplitude of the noise,
+    as in `drop_model`.
+    """
+    z, made, energies = drop_model.variants(outputs, deltas, noises)
+
+    def each(scales: F64) -> F64:
+        return np.stack([losses(z + np.float32(scale) * delta) for scale, delta in zip(scales, made, strict=True)])
+
+    countable = max(1.0, drop_model.LEAST_COUNT / len(z)) / units
+    return _fitted(metric, len(z), energies, each, promise_samples, countable)
+
+
+def _fitted(
+    metric: str,
+    samples: int,
+    energies: F64,
+    losses: Callable[[F64], F64],
+    promise_samples: int,
+    countable: float = 0.0,
+) -> FidelityModel:
+    """The model of variants with ``energies``; ``losses``: of every variant and sample, for a factor per variant.
+
+    Once a near variant loses less than ``countable``, smaller energies are extrapolated.
+    """
+    grid = drop_model.grid_of(energies)
+    means: list[float] = []
+    between: list[float] = []
+    scatter: list[float] = []
+    for energy in grid[::-1]:
         near = drop_model.nearest(energies, float(energy))
-        scales = np.sqrt(energy / energies)[:, None]
-        cross, own = scales * products[:, 0], scales**2 * products[:, 1]
-        found = _losses(powers, powers + cross, powers + 2 * cross + own)
+        found = losses(np.sqrt(energy / energies))
         every = found.mean(axis=1)
+        if means and every.min() < countable:
+            break
         means.append(float(every[near].mean()))
         between.append(max(_between(every[near]), _between(every)))
         scatter.append(_scatter(found[near]))
+    known = len(means)
+    fainter = np.sqrt(grid[::-1][known:] / grid[::-1][known - 1])
+    means = [*means, *(means[-1] * fainter).tolist()][::-1]
+    between, scatter = ([*one, *[one[-1]] * len(fainter)][::-1] for one in (between, scatter))
     made_of = FidelityModel(
-        samples=len(z),
-        metric="cosine",
+        samples=samples,
+        metric=metric,
         noise=[0.0, *grid.tolist()],
         expected=[0.0, *(100.0 * drop_model.rising(np.array(means))).tolist()],
         low=[],
@@ -104,12 +155,18 @@ def compare(outputs: F32, found: F32) -> tuple[float, float, float, float]:
 
     Returns points, the ends of its normal 95 % interval, and the agreement (0..1) of top-1.
     """
-    losses = 100.0 * cosine_losses(outputs, found)
-    drop, agreement = float(losses.mean()), float((evaluation.top1(outputs) == evaluation.top1(found)).mean())
-    if len(losses) < 2:
-        return drop, 0.0, FidelityModel.WORST, agreement
-    half = evaluation.Z95 * float(losses.std(ddof=1)) / math.sqrt(len(losses))
-    return drop, max(0.0, drop - half), min(FidelityModel.WORST, drop + half), agreement
+    agreement = float((evaluation.top1(outputs) == evaluation.top1(found)).mean())
+    return *mean_interval(cosine_losses(outputs, found), 200.0), agreement
+
+
+def mean_interval(losses: F64, worst: float) -> tuple[float, float, float]:
+    """The mean of ``losses`` in points, and the ends of its normal 95 % interval within 0 and ``worst``."""
+    points = 100.0 * losses
+    drop = float(points.mean())
+    if len(points) < 2:
+        return drop, 0.0, worst
+    half = evaluation.Z95 * float(points.std(ddof=1)) / math.sqrt(len(points))
+    return drop, max(0.0, drop - half), min(worst, drop + half)
 
 
 def cosine_losses(outputs: F32, found: F32) -> F64:

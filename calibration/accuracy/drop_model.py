@@ -18,8 +18,8 @@ energy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import ClassVar, Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -45,6 +45,10 @@ TAIL: Final = 0.03
 PROMISE_SAMPLES: Final = 1000
 
 
+#: Outputs [n, C] -> the lost and the gained answers among them.
+Count = Callable[[F32], tuple[int, int]]
+
+
 class Drop(msgspec.Struct, frozen=True):
     """Expected points of accuracy lost, and the limits that 97 % of measurements stay above and below."""
 
@@ -60,9 +64,6 @@ class Curve(msgspec.Struct, frozen=True):
     samples of the fit. The interval is that of a measurement on ``promise_samples`` samples.
     """
 
-    #: Maximum points that can be lost.
-    WORST: ClassVar[float] = 100.0
-
     samples: int
     metric: str
     noise: list[float]
@@ -72,13 +73,18 @@ class Curve(msgspec.Struct, frozen=True):
     promise_samples: int
 
     def at(self, noise: float) -> Drop:
-        """The drop at ``noise``. Beyond the noise of all variants, the upper end is `WORST`.
+        """The drop at ``noise``. Beyond the noise of all variants, the upper end is `worst`.
 
         The largest noise is a sum, whose last bit depends on the order; so the comparison has a tolerance.
         """
         low, expected = self._read(self.low, noise), self._read(self.expected, noise)
         known = noise <= self.noise[-1] * (1 + 1e-9)
-        return Drop(expected, low, self._read(self.high, noise) if known else self.WORST)
+        return Drop(expected, low, self._read(self.high, noise) if known else self.worst)
+
+    @property
+    def worst(self) -> float:
+        """The most points that can be lost."""
+        return 200.0 if self.metric == "cosine" else 100.0
 
     def within(self, points: float) -> float:
         """The largest noise with an upper end of at most ``points``; 0 if there is none."""
@@ -109,17 +115,21 @@ class Curve(msgspec.Struct, frozen=True):
 class AccuracyModel(Curve, frozen=True, tag="answers"):
     """The curve of lost answers.
 
-    ``metric``: "top1", or "agreement" without labels, where every changed answer counts as lost. ``counts``: lost and
-    gained answers of each near variant for the largest noises; smaller noises change too few answers to count.
+    ``metric``: "top1", or without labels "agreement" or "boxes", where every change counts as lost. ``counts``: lost
+    and gained answers of each near variant for the largest noises; smaller noises change too few answers to count.
     ``threshold``: QPART's mean adversarial noise. It serves to describe noise to people; no plan depends on it.
+    ``units``: the answers in all samples together, if a sample holds several (boxes); 0: one for each sample.
     """
 
     counts: list[list[tuple[int, int]]]
     threshold: float
+    units: int = 0
 
     def promising(self, samples: int) -> AccuracyModel:
         """The same curve with the interval of a measurement on ``samples`` samples."""
-        low, high = _interval(np.array(self.noise[1:]), self.counts, self.samples, self.metric == "top1", samples)
+        units = self.units or self.samples
+        fresh = max(1, round(samples * units / self.samples))
+        low, high = _interval(np.array(self.noise[1:]), self.counts, units, self.metric == "top1", fresh)
         return msgspec.structs.replace(self, low=low, high=high, promise_samples=samples)
 
 
@@ -137,18 +147,44 @@ def fit(
     differ from the energies. The curve is then a function of the predictions and includes their error. Raises
     `errors.UsageError` if the data are insufficient.
     """
-    z, made, energies = variants(logits, deltas, noises)
+    flat = np.asarray(logits, np.float32).reshape(len(logits), -1)
+    wanted = flat.argmax(axis=1) if classes is None else classes
+    right = flat.argmax(axis=1) == wanted
+
+    def count(outputs: F32) -> tuple[int, int]:
+        found = outputs.argmax(axis=1) == wanted
+        return int((right & ~found).sum()), int((~right & found).sum())
+
+    metric = "agreement" if classes is None else "top1"
+    return fit_counts(logits, count, metric, deltas, noises, promise_samples=promise_samples)
+
+
+def fit_counts(
+    outputs: F32,
+    count: Count,
+    metric: str,
+    deltas: Sequence[F32],
+    noises: Sequence[float] | None = None,
+    units: int = 0,
+    promise_samples: int = PROMISE_SAMPLES,
+) -> AccuracyModel:
+    """As `fit`, where ``count`` counts the lost and gained answers among the outputs [n, C] of a variant.
+
+    ``units``: as in `AccuracyModel`.
+    """
+    z, made, energies = variants(outputs, deltas, noises)
     grid = grid_of(energies)
-    counts = _counts(grid, _Variants(z, classes, made, energies))
+    counts = _counts(grid, _Variants(z, count, made, energies))
     made_of = AccuracyModel(
         samples=len(z),
-        metric="agreement" if classes is None else "top1",
+        metric=metric,
         noise=[0.0, *grid.tolist()],
-        expected=_expected(grid, counts, len(z), classes is not None),
+        expected=_expected(grid, counts, units or len(z), metric == "top1"),
         low=[],
         high=[],
         counts=counts,
         threshold=threshold(z),
+        units=units,
         promise_samples=0,
     )
     return made_of.promising(promise_samples)
@@ -197,17 +233,13 @@ def threshold(logits: F32) -> float:
 
 
 class _Variants:
-    """Float logits and the deltas of variants.
+    """The float outputs and the deltas of variants.
 
     ``counts(energy)``: lost and gained answers of the near variants, scaled to that energy.
     """
 
-    def __init__(self, logits: F32, classes: I64 | None, deltas: Sequence[F32], energies: F64) -> None:
-        self._logits, self._deltas, self._energies = logits, deltas, energies
-        self.samples, self.labelled = len(logits), classes is not None
-        answers = logits.argmax(axis=1)
-        self._wanted = answers if classes is None else classes
-        self._right = answers == self._wanted
+    def __init__(self, outputs: F32, count: Count, deltas: Sequence[F32], energies: F64) -> None:
+        self._outputs, self._count, self._deltas, self._energies = outputs, count, deltas, energies
 
     def counts(self, energy: float) -> list[tuple[int, int]]:
         """Lost and gained answers of each of the nearest variants."""
@@ -215,8 +247,7 @@ class _Variants:
         return [self._counted(self._deltas[k], float(np.sqrt(energy / self._energies[k]))) for k in near]
 
     def _counted(self, delta: F32, scale: float) -> tuple[int, int]:
-        right = (self._logits + np.float32(scale) * delta).argmax(axis=1) == self._wanted
-        return int((self._right & ~right).sum()), int((~self._right & right).sum())
+        return self._count(self._outputs + np.float32(scale) * delta)
 
 
 def _counts(grid: F64, variants: _Variants) -> list[list[tuple[int, int]]]:

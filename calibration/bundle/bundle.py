@@ -30,7 +30,8 @@ import onnx
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from calibration.bundle.manifest import CODECS, FORMAT, MANIFEST, MODEL, STATISTICS, AccuracyModel, Manifest, file_hash
+from calibration.accuracy.metrics import AccuracyModel
+from calibration.bundle.manifest import CODECS, FORMAT, MANIFEST, MODEL, STATISTICS, Manifest, file_hash
 from calibration.importing.graph import Graph, tail_model
 from calibration.lowering import layers
 from calibration.lowering.lower import Bits, Calibration, Lowered, lower

@@ -18,10 +18,11 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration import arrays
-from calibration.accuracy import codec_search, cosine_model, drop_model, tail_runs, trials
+from calibration.accuracy import codec_search, metrics, tail_runs, trials
 from calibration.accuracy import evaluation as accuracy
 from calibration.accuracy.codec_search import Fitted
 from calibration.accuracy.evaluation import OfferedCut
+from calibration.accuracy.metrics import AccuracyModel
 from calibration.accuracy.sensitivity import Probe, enough, fit
 from calibration.accuracy.tail_runs import runner
 from calibration.accuracy.trials import MeasuredCut, Trial
@@ -33,7 +34,6 @@ from calibration.bundle.manifest import (
     MODEL,
     STATISTICS,
     TOKENIZER,
-    AccuracyModel,
     LayerNoise,
     Listed,
     Manifest,
@@ -49,7 +49,7 @@ from calibration.bundle.requirements import (
     cut_places,
     metric_for,
 )
-from calibration.importing import cuts, outputs
+from calibration.importing import cuts, joining, outputs
 from calibration.importing.graph import Graph, short
 from calibration.lowering import layers
 from calibration.lowering.lower import Bits, Calibration, lower
@@ -61,10 +61,11 @@ from calibration.samples.samples import Samples
 from calibration.statistics import activations
 from calibration.statistics.activations import Progress, Quantization
 from calibration.statistics.clipping import Histogram
+from splitedge import tasks
 from splitedge.head.executor import Head
 from splitedge.head.preprocess import input_quantization
 from splitedge.head.text import Tokenizer
-from splitedge.protocol.messages import Cut, OutputKind
+from splitedge.protocol.messages import Cut, Output, OutputKind, Task
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -94,6 +95,7 @@ def create(
     metric: MetricChoice = "auto",
     tokenizer: Tokenizer | None = None,
     output_kind: OutputKind | None = None,
+    task: Task | None = None,
 ) -> Bundle:
     """Calibrate ``model`` with ``samples`` and write its bundle to ``path``, which must not exist.
 
@@ -105,7 +107,7 @@ def create(
     - ``cache``: a folder for rounded layers and measurements, so that only changed parts are computed again.
     - ``metric``: only "top1" uses the samples' classes.
     - ``tokenizer``: the tokenizer of the samples' texts, which agents use too.
-    - ``output_kind``: as in `outputs.describe`.
+    - ``output_kind``: as in `outputs.describe`. ``task``: what the outputs mean, for a model without classes.
 
     Raises `errors.ModelError`, `errors.InputError` (samples, classes or class names do not match the model),
     `errors.UsageError` (a metric that needs classes, without any) and `errors.StoreError` (the folder is not writable).
@@ -113,18 +115,21 @@ def create(
     network = layers.build(Graph.of(model))
     check_shape(network.graph, samples.preprocess)
     check_ids(network, samples)
-    answers = _some_answers(model, samples)
+    model, answers = joining.balanced(model, _some_answers(model, samples))
+    if joining.joined(model):
+        network = layers.build(Graph.of(model))
     has_classes = bool(labels) or samples.classes is not None
-    output = outputs.of_model(model, answers, output_kind, classes=has_classes, embedding=metric == "cosine")
+    output = outputs.of_model(model, answers, output_kind, classes=has_classes, embedding=metric == "cosine", task=task)
     judged_by = metric_for(metric, samples, output)
     if judged_by != "top1":
         samples = Samples(samples.preprocess, samples.sources)
-    labels = labels if output.has_classes else ()
+    labels = labels if output.has_classes or output.task is not None else ()
     check_output(answers[0].size)
-    check_classes(answers[0].size, samples, labels)
+    check_classes(tasks.classes(output) or len(labels), samples, labels)
     kept = None if cache is None else Cache(cache)
-    ranked = judged_by != "cosine" and has_classes
-    work = _Calibrator(model, network, cut_places(network), samples, name, progress, rounding, judged_by, ranked, kept)
+    ranked = judged_by in ("top1", "agreement") and has_classes
+    places = cut_places(network)
+    work = _Calibrator(model, network, places, samples, name, progress, rounding, judged_by, output, ranked, kept)
     sites = work.sites()
     noises = work.layer_noises()
     accuracy_model, tried = work.accuracy_model(sites, noises)
@@ -184,11 +189,13 @@ class _Calibrator:
         progress: Progress,
         rounding: Rounding,
         metric: Metric,
+        output: Output,
         ranked: bool,
         cache: Cache | None,
     ) -> None:
         self.model, self.network, self.places, self.samples = model, network, places, samples
-        self._name, self._progress, self._metric, self._cache = name, progress, metric, cache
+        self._name, self._progress, self._cache = name, progress, cache
+        self._metric, self._output = metric, output
         self._digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
         self._ranked = ranked
         self.calibration = calibrate(model, network, samples, progress, ranked=ranked)
@@ -305,21 +312,18 @@ class _Calibrator:
         judged, outputs = self.samples[self.judged], self.outputs[self.judged]
         step = -(-len(judged) // trials.most(math.prod(self.samples.preprocess.shape), outputs[0].size))
         judged, outputs = judged[::step], outputs[::step]
-        flat, cosine = outputs.reshape(len(outputs), -1), self._metric == "cosine"
+        metric = metrics.of(self._metric, self._output, judged.classes)
         found, deltas = trials.run(
             sites,
             {tensor: layer.noise for tensor, layer in noises.items()},
-            cosine_model.energy(flat) if cosine else drop_model.threshold(flat),
+            metric.energy(outputs),
             lambda site, bits: self.head(site.spot.tensor, bits)[0],
             judged,
             outputs,
-            cosine_model.compare if cosine else functools.partial(_compare_answers, judged.classes),
+            metric.compare,
             self._progress,
         )
-        each, noises_of = [delta.reshape(flat.shape) for delta in deltas], [trial.predicted for trial in found]
-        if cosine:
-            return cosine_model.fit(flat, each, noises_of), found
-        return drop_model.fit(flat, judged.classes, each, noises_of), found
+        return metric.fit(outputs, deltas, [trial.predicted for trial in found]), found
 
     def other_bytes(self, noises: dict[str, LayerNoise]) -> dict[int, int]:
         """The segment size of each offered cut without its weights."""
@@ -344,10 +348,6 @@ class _Calibrator:
 
     def _tail_ms(self) -> dict[int, float]:
         return {p.cut.index: tail_runs.tail_ms(self.model, self.network.graph, p.cut) for p in self.places if p.offered}
-
-
-def _compare_answers(classes: I64 | None, outputs: F32, found: F32) -> tuple[float, float, float, float]:
-    return accuracy.compare(accuracy.top1(outputs), accuracy.top1(found), classes)
 
 
 def calibrate(

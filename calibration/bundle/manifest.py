@@ -6,11 +6,11 @@ import hashlib
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
-from calibration.accuracy import cosine_model, drop_model
+from calibration.accuracy import metrics
 from calibration.accuracy.evaluation import CutNoise
 from calibration.accuracy.sensitivity import Sensitivity
 from calibration.accuracy.trials import Trial
@@ -25,9 +25,8 @@ STATISTICS: Final = "stats.safetensors"
 CODECS: Final = "codecs.json"
 TOKENIZER: Final = "tokenizer.json"
 
-#: The accuracy metric: correct answers, answers equal to the float model's, or the cosine to its outputs.
-Metric = Literal["top1", "agreement", "cosine"]
-AccuracyModel = drop_model.AccuracyModel | cosine_model.FidelityModel
+#: The accuracy metric, see `calibration.accuracy.metrics`.
+Metric = metrics.Name
 
 
 class Listed(msgspec.Struct):
@@ -78,7 +77,7 @@ class Manifest(msgspec.Struct):
     cut_noises: list[CutNoise]
     other_bytes: dict[int, int]  # segment size of each offered cut without its weights
     trials: list[Trial]
-    accuracy: AccuracyModel
+    accuracy: metrics.AccuracyModel
     tail_ms: dict[int, float]
     files: dict[str, str]  # SHA-256
     output: Output

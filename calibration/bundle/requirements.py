@@ -11,9 +11,9 @@ from calibration.importing.graph import Graph
 from calibration.lowering import layers
 from calibration.samples.samples import Samples
 from splitedge import errors
-from splitedge.protocol.messages import Output, Preprocess
+from splitedge.protocol.messages import Detection, Output, Preprocess, Segmentation
 
-#: A metric, or "auto": top1 with labels, agreement without, cosine for outputs without classes.
+#: A metric, or "auto": top1 with labels, agreement without; for outputs without classes that of the task, or cosine.
 MetricChoice = Metric | Literal["auto"]
 
 
@@ -32,6 +32,13 @@ def cut_places(network: layers.Network) -> list[cuts.Place]:
 
 def metric_for(wanted: MetricChoice, samples: Samples, output: Output) -> Metric:
     """The metric for ``samples`` and ``output``. Raises `errors.UsageError` if ``wanted`` does not fit them."""
+    if isinstance(output.task, Detection | Segmentation):
+        own: Metric = "boxes" if isinstance(output.task, Detection) else "pixels"
+        if wanted not in ("auto", own):
+            raise errors.UsageError(
+                f"--metric {wanted} does not fit this task, whose metric is {own}; omit it", reason="metric-of-task"
+            )
+        return own
     if not output.has_classes and wanted in ("auto", "cosine"):
         return "cosine"
     if not output.has_classes:

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import onnx
 
-from calibration.importing import checks, masks, outputs, rewrites, signature
+from calibration.importing import checks, joining, masks, outputs, rewrites, signature
 from calibration.importing.graph import Graph, inputs, with_batch
 from calibration.importing.reading import export, read
 from calibration.importing.sessions import EVERY, OPTIMIZERS, disable, optimized, session, session_options
@@ -34,14 +34,18 @@ _MOST_LEFT_OUT: Final = 4
 
 
 def load(
-    source: str, input_shape: Sequence[int] | None = None, output: str | None = None, padding: int = 0
+    source: str,
+    input_shape: Sequence[int] | None = None,
+    output: str | Sequence[str] | None = None,
+    padding: int = 0,
 ) -> onnx.ModelProto:
     """Import the model in ``source``.
 
     ``source`` is an ``.onnx`` file, an exported program ``.pt2``, or ``package.module:callable`` that returns an
     nn.Module. ``input_shape`` is the whole shape in the file's own order with a batch of 1, such as [1, 3, 224, 224] or
     [1, 224, 224, 3]. A module requires it; an ONNX file requires it only for open dimensions. ``output`` names the
-    output tensor (None: the first output). Other inputs of a text model are computed from its token ids, where
+    output tensor (None: the first output). Several names, or an empty list for all outputs, are joined to one vector
+    (`calibration.importing.joining`). Other inputs of a text model are computed from its token ids, where
     ``padding`` marks padding (`signature.derive_inputs`).
 
     The result has one input, float32 (images [1, C, H, W]) or int64 token ids, and one output. Constants and batch
@@ -54,13 +58,22 @@ def load(
     Raises `errors.ModelError`.
     """
     model = read(source, input_shape)
-    indices = signature.scores_for_indices(model, output)
-    signature.keep_output(model, None if indices else output)
+    several = None if output is None or isinstance(output, str) else list(output) or joining.outputs(model)
+    if several is not None and len(several) == 1:
+        output, several = several[0], None
+    if several is None:
+        assert output is None or isinstance(output, str)
+        indices = signature.scores_for_indices(model, output)
+        signature.keep_output(model, None if indices else output)
+    else:
+        indices = None
     checks.refuse_training(model)
     checks.refuse_nonfinite(model)
     signature.main_input_first(model)
     _check(model, source)
     fixed = _fixed(model, input_shape)
+    if several is not None:
+        joining.join(fixed, several)
     signature.derive_inputs(fixed, padding)
     reference = _reference(fixed, _batch_of(model), padding)
     turned = signature.channels_first(fixed)
@@ -68,6 +81,7 @@ def load(
     made = _faithful(fixed, lambda one: reference.agrees(one, signature.TURNED if turned else None))
     checks.refuse_nonfinite(made)
     outputs.record(made, indices)
+    joining.keep(made, joining.joined(fixed))
     return made
 
 

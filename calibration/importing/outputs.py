@@ -6,16 +6,18 @@ The decision uses the answers of the float model.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from calibration.importing import joining
 from calibration.importing.graph import leading_to, metadata, set_metadata
 from calibration.importing.signature import SHAPES, ArgMax
-from splitedge import errors, limits
-from splitedge.protocol.messages import Greatest, Output, OutputKind
+from splitedge import errors, limits, tasks
+from splitedge.protocol.messages import Greatest, Output, OutputKind, Task
 
 F32 = NDArray[np.float32]
 
@@ -55,14 +57,23 @@ def of_model(
     *,
     classes: bool = False,
     embedding: bool = False,
+    task: Task | None = None,
 ) -> Output:
     """The output of ``model`` (from `calibration.importing.importer.load`), as `describe` derives it.
 
-    It uses the answers ``outputs`` and the last operators of the model.
+    It uses the answers ``outputs`` and the last operators of the model. With a ``task``, or with several joined
+    outputs, it is a tensor. Raises also `errors.ModelError` if the task does not fit.
     """
-    return describe(
-        outputs, wanted, classes=classes, embedding=embedding, indices=recorded(model), ranked=_is_ranked(model)
-    )
+    parts = joining.joined(model)
+    if task is None and not parts:
+        return describe(
+            outputs, wanted, classes=classes, embedding=embedding, indices=recorded(model), ranked=_is_ranked(model)
+        )
+    found = Output("tensor", list(outputs.shape[1:]), None, parts, task)
+    tasks.check(found)
+    if task is None:
+        _check_size(found.shape)
+    return found
 
 
 def describe(
@@ -106,14 +117,20 @@ def describe(
         found = "tensor"
         last = Greatest(indices.axis - 1, shape)
         shape = [*shape[: last.axis], *([1] if indices.keepdims else []), *shape[last.axis + 1 :]]
+    if found == "tensor":
+        _check_size(shape)
+    return Output(found, shape, last)
+
+
+def _check_size(shape: Sequence[int]) -> None:
+    """Raise `errors.ModelError` if a whole answer of ``shape`` is too large."""
     size = 4 * math.prod(shape)
-    if found == "tensor" and size > limits.MAX_FRAME_BYTES:
+    if size > limits.MAX_FRAME_BYTES:
         raise errors.ModelError(
-            f"the output {shape} has {size} bytes (the maximum is {limits.MAX_FRAME_BYTES}); "
+            f"the output {list(shape)} has {size} bytes (the maximum is {limits.MAX_FRAME_BYTES}); "
             "choose a smaller tensor with --output",
             reason="output-too-large",
         )
-    return Output(found, shape, last)
 
 
 def record(model: onnx.ModelProto, indices: ArgMax | None) -> None:

@@ -186,12 +186,17 @@ async def _page(request: web.Request) -> web.Response:
 
 
 def _npy(result: Result) -> bytes:
-    """The complete output as a .npy file. Raises `errors.UsageError` for an answer of classes only."""
+    """The complete output as a .npy file, or several outputs as an .npz file.
+
+    Raises `errors.UsageError` for an answer without them.
+    """
     from splitedge.head import answers
 
+    if result.outputs:
+        return answers.npz(result.outputs)
     if result.output is None:
         raise errors.UsageError(
-            "this answer has classes and no complete output; ask for JSON, or set `topk` to 0", reason="no-whole-output"
+            "this answer has no complete output; ask for JSON, or set `topk` to 0", reason="no-whole-output"
         )
     return answers.npy(result.output)
 

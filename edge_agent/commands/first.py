@@ -40,9 +40,9 @@ class Frames(NamedTuple):
     bad: list[Failed]
 
 
-def frames(patterns: list[str], texts: list[str], out: Path | None = None) -> Frames:
-    """The frames in ``texts`` and in the files, folders and globs of ``patterns``; none is read yet. Makes the folder
-    ``out`` for outputs.
+def frames(patterns: list[str], texts: list[str], *folders: Path | None) -> Frames:
+    """The frames in ``texts`` and in the files, folders and globs of ``patterns``; none is read yet. Makes the
+    ``folders`` for outputs.
 
     Raises `errors.UsageError` without any, `errors.InputError` if none can be read or there are too many,
     `errors.StoreError` for the folder.
@@ -60,8 +60,9 @@ def frames(patterns: list[str], texts: list[str], out: Path | None = None) -> Fr
         except errors.InputError as error:
             _put(found, Source(pattern, bytes), error)
     _check(found)
-    if out is not None:
-        files.make_folder(out)
+    for folder in folders:
+        if folder is not None:
+            files.make_folder(folder)
     return found
 
 

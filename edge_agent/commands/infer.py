@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
@@ -17,7 +18,7 @@ from edge_agent.commands.first import Frames
 from edge_agent.config import Settings
 from edge_agent.inputs.sources import Source
 from edge_agent.runtime.ordered import IN_PROGRESS, in_order
-from edge_agent.runtime.results import Result, Timing, to_json
+from edge_agent.runtime.results import Box, Result, Timing, to_json
 from splitedge import errors, files, terminal
 from splitedge.platform_check import printable
 from splitedge.report import headline
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # a running agent answers before this process would have load
 
 _STEM = 100  # characters of a file's name
 _INDENT = " " * 4
+_SHOWN = 3  # boxes or regions in one line
 _ONE_LINE = 1 << 20  # a line per answer for other programs
 
 
@@ -40,28 +42,36 @@ class Outcome(NamedTuple):
 
 
 async def infer(
-    settings: Settings, frames: Frames, running: RunningAgent | None, *, json: bool, out: Path | None = None
+    settings: Settings,
+    frames: Frames,
+    running: RunningAgent | None,
+    *,
+    json: bool,
+    out: Path | None = None,
+    save: Path | None = None,
 ) -> int:
     """Print the result of each of ``frames``, unreadable ones first, and a summary. Returns 0, or the exit status of
     the first failure.
 
-    ``running``: the agent to ask; None: start one. ``out``: an existing folder for the complete outputs, one .npy file
-    per frame; ``settings`` then ask for them.
+    ``running``: the agent to ask; None: start one. ``out``: an existing folder for the complete outputs as .npy files;
+    ``settings`` then ask for them. ``save``: an existing folder for the images with boxes or maps drawn over them.
     """
     sources, outputs = frames.good, OutputFiles(out) if out is not None else None
+    pictures = OutputFiles(save) if save is not None else None
     results: list[Result] = []
     status = frames.bad[0].error.exit_status if frames.bad else 0
     for source, error in frames.bad:
         _show(source, Outcome(error), json=json)
     async with _Agents(settings, running, quiet=json) as agents:
         async for source, outcome in in_order(sources, agents.answer, IN_PROGRESS):
-            file = ""
+            written: list[Path] = []
             if isinstance(outcome.ended, Result):
                 results.append(outcome.ended)
-                file = str(outputs.write(source.name, outcome.ended)) if outputs else ""
+                written += outputs.write(source.name, outcome.ended) if outputs else []
+                written += await _draw(pictures, source, outcome.ended) if pictures else []
             else:
                 status = status or outcome.ended.exit_status
-            _show(source, outcome, json=json, file=file)
+            _show(source, outcome, json=json, files=[str(one) for one in written])
     text = _summary(results, len(sources) + len(frames.bad)) + (_joules(agents.own) if agents.own else "")
     print("\n".join(wrap(text, terminal.width(piped=_ONE_LINE), _INDENT)), file=sys.stderr if json else sys.stdout)
     return status
@@ -145,36 +155,62 @@ def _introduction(running: RunningAgent) -> str:
 
 
 class OutputFiles:
-    """The existing folder ``--out``: the complete output of each frame in a .npy file, named after the frame."""
+    """An existing folder for files named after their frames: complete outputs, or drawn images."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._taken = folder, set[str]()
 
-    def write(self, name: str, result: Result) -> Path:
-        """Write the output of the frame ``name``; a number distinguishes frames of the same name.
+    def write(self, name: str, result: Result) -> list[Path]:
+        """Write the complete output of the frame ``name`` to a .npy file, or each of several outputs to its own.
 
         Raises `errors.StoreError`.
         """
-        stem = "".join(c if c.isalnum() or c in "._- " else "_" for c in Path(name).stem)[:_STEM].strip(". ") or "frame"
-        number, file = 1, f"{stem}.npy"
-        while file in self._taken:
-            number += 1
-            file = f"{stem}-{number}.npy"
-        self._taken.add(file)
         from splitedge.head import answers
 
-        assert result.output is not None  # `infer` requests complete outputs
-        files.write(self._folder / file, answers.npy(result.output))
+        if result.output is not None:
+            return [self.put(Path(name).stem, ".npy", answers.npy(result.output))]
+        named = [(f"{Path(name).stem}.{part}", values) for part, values in result.outputs.items()]
+        return [self.put(stem, ".npy", answers.npy(values)) for stem, values in named]
+
+    def put(self, stem: str, suffix: str, data: bytes) -> Path:
+        """Write ``data`` to the file ``stem`` + ``suffix``; a number distinguishes files of the same name.
+
+        Raises `errors.StoreError`.
+        """
+        stem = "".join(c if c.isalnum() or c in "._- " else "_" for c in stem)[:_STEM].strip(". ") or "frame"
+        number, file = 1, f"{stem}{suffix}"
+        while file in self._taken:
+            number += 1
+            file = f"{stem}-{number}{suffix}"
+        self._taken.add(file)
+        files.write(self._folder / file, data)
         return self._folder / file
 
 
-def _show(source: Source, outcome: Outcome, *, json: bool, file: str = "") -> None:
+async def _draw(folder: OutputFiles, source: Source, result: Result) -> list[Path]:
+    """Draw the answer over the image of ``source``. A frame that is not an image is not drawn.
+
+    Raises `errors.UsageError` for a model that answers with neither boxes nor maps.
+    """
+    from edge_agent.commands import drawing
+
+    def drawn() -> bytes:
+        return drawing.draw(source.read(), result)
+
+    try:
+        return [folder.put(Path(source.name).stem, ".jpg", await asyncio.to_thread(drawn))]
+    except errors.InputError as error:
+        print(f"edge-agent: {printable(f'{source.name} is not drawn: {error.message}')}", file=sys.stderr)
+        return []
+
+
+def _show(source: Source, outcome: Outcome, *, json: bool, files: Sequence[str] = ()) -> None:
     ended = outcome.ended
     if isinstance(ended, Result):
         print(
-            _as_json(source.name, outcome.agent, ended, file)
+            _as_json(source.name, outcome.agent, ended, files)
             if json
-            else text(source.name, ended, file, terminal.width(piped=_ONE_LINE))
+            else text(source.name, ended, files, terminal.width(piped=_ONE_LINE))
         )
     elif json:
         print(msgspec.json.encode({"image": source.name, "error": ended.to_wire()}).decode())
@@ -184,32 +220,54 @@ def _show(source: Source, outcome: Outcome, *, json: bool, file: str = "") -> No
     sys.stdout.flush()
 
 
-def _as_json(name: str, agent: str, result: Result, file: str) -> str:
-    """One line; the name of the output ``file``, if there is one, replaces the output."""
-    if not file:
+def _as_json(name: str, agent: str, result: Result, files: Sequence[str]) -> str:
+    """One line; the names of the ``files``, if there are any, replace the outputs.
+
+    ``output_file`` is the first of them.
+    """
+    if not files:
         return to_json(result, image=name, agent=agent).decode()
-    return to_json(msgspec.structs.replace(result, output=None), image=name, agent=agent, output_file=file).decode()
+    found = msgspec.structs.replace(result, output=None, outputs={})
+    return to_json(found, image=name, agent=agent, output_file=files[0], files=files).decode()
 
 
-def text(name: str, result: Result, file: str, width: int) -> str:
-    """The answer, then time and bytes, in lines of at most ``width`` characters; ``file``: the file of the output,
-    if there is one.
+def text(name: str, result: Result, files: Sequence[str], width: int) -> str:
+    """The answer, then time and bytes, in lines of at most ``width`` characters; ``files``: those with the outputs and
+    the drawn image.
     """
     sent = f"{size(result.payload_bytes)} sent" if result.payload_bytes else "nothing sent"
     if result.cached:
         sent += ", answer of an earlier frame reused"
-    where = f"; output in {plain(file)}" if file else ""
+    where = f"; written to {', '.join(map(plain, files))}" if files else ""
     answer = wrap(f"{plain(name)}: {plain(_answer(result))}", width, _INDENT)
     return "\n".join([*answer, *wrap(f"{_INDENT}{_times(result.timing)}; {sent}{where}", width, _INDENT)])
 
 
 def _answer(result: Result) -> str:
+    if result.task == "detection":
+        return _boxes(result.boxes)
+    if result.task == "segmentation":
+        return ", ".join(f"{region.label} {100 * region.share:.1f} %" for region in result.regions[:_SHOWN])
+    if result.outputs:
+        return "; ".join(f"{name}: {_tensor(values)}" for name, values in result.outputs.items())
     if not result.top:
         return _tensor(result.output)
     if result.kind == "scores":
         return ", ".join(f"{c.label} {c.probability:.3f}" for c in result.top)
     best, others = result.top[0], ", ".join(f"{c.label} {100 * c.probability:.0f} %" for c in result.top[1:3])
     return f"{best.label} {100 * best.probability:.1f} %" + (f" ({others})" if others else "")
+
+
+def _boxes(boxes: Sequence[Box]) -> str:
+    """The number of boxes, and the best ones with their corners in pixels."""
+    if not boxes:
+        return "no boxes"
+    shown = [
+        f"{box.label} {100 * box.score:.0f} % at {box.left:.0f},{box.top:.0f} to {box.right:.0f},{box.bottom:.0f}"
+        for box in boxes[:_SHOWN]
+    ]
+    more = f", and {len(boxes) - _SHOWN} more" if len(boxes) > _SHOWN else ""
+    return ", ".join(shown) + more
 
 
 def _tensor(output: Whole | None) -> str:

@@ -20,7 +20,7 @@ from splitedge.terminal import width
 def try_frame(path: Path | None) -> None:
     """Let the running agent answer a frame of noise, and print the answer. Raises `UsageError` if it is not ready."""
     result = asyncio.run(_answer(config.load(path or CONFIG_PATH, environ=os.environ | check.environment())))
-    print(infer.text("test frame", result, "", width()))
+    print(infer.text("test frame", result, (), width()))
 
 
 async def _answer(settings: config.Settings) -> Result:

@@ -6,7 +6,7 @@ import itertools
 import math
 from typing import Final
 
-from splitedge import errors, limits
+from splitedge import errors, limits, tasks
 from splitedge.head import segment
 from splitedge.protocol.frames import HEADER_BYTES
 from splitedge.protocol.messages import Demand, Plan, Preprocess
@@ -107,7 +107,8 @@ def _output_fits(plan: Plan, shape: list[int]) -> bool:
     output, greatest = plan.output, plan.output.greatest
     axes = [*output.shape, *output.computed]
     bounded = len(axes) <= 2 * _MAX_AXES and all(0 < one <= limits.MAX_DIM for one in axes)
-    fits = output.has_classes or 4 * math.prod(output.shape) <= limits.MAX_FRAME_BYTES
+    bounded = bounded and tasks.fits(output)
+    fits = output.has_classes or output.task is not None or 4 * math.prod(output.shape) <= limits.MAX_FRAME_BYTES
     if greatest is not None:
         left = [size for axis, size in enumerate(greatest.shape) if axis != greatest.axis]
         fits &= not output.has_classes and 0 <= greatest.axis < len(greatest.shape)
@@ -144,6 +145,7 @@ def _preprocess_is_valid(spec: Preprocess, shape: list[int]) -> bool:
         and 1 <= spec.resize <= limits.MAX_RESIZE
         and len(spec.mean) in (1, channels)
         and len(spec.std) in (1, channels)
+        and (not isinstance(spec.border, int) or 0 <= spec.border <= 255)
         and all(math.isfinite(value) for value in spec.mean)
         and all(math.isfinite(value) and value > 0 for value in spec.std)
     )

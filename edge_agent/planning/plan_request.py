@@ -19,6 +19,7 @@ from splitedge.head.segment import OPERATORS
 from splitedge.link.http_client import ServerClient
 from splitedge.protocol.messages import (
     OUTPUTS_PROTOCOL,
+    TASKS,
     ChainDevice,
     ChainRequest,
     DryRun,
@@ -48,6 +49,7 @@ def describe(
         measured=measured.to_wire() if measured else {},
         dry_run=dry_run,
         operators=sorted(OPERATORS),
+        tasks=TASKS,
     )
 
 
@@ -139,5 +141,6 @@ async def _request_chain(server: ServerClient, settings: Settings, request: Plan
             objective=chain.objective,
             exact=chain.exact,
             spread=chain.spread,
+            tasks=TASKS,
         )
     )

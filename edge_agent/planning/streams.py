@@ -27,7 +27,7 @@ def frame_stream(
         url,
         token,
         plan.id,
-        topk=answers.classes(plan.output, settings.topk if topk is None else topk),
+        topk=answers.requested(plan.output, settings.topk if topk is None else topk),
         protocol=plan.protocol,
         max_away_s=away,
         frame_age_s=max(limits.FRAME_AGE, away),

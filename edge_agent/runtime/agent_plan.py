@@ -9,6 +9,7 @@ from collections import deque
 from statistics import median
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.planning.measured_times import SendingModel
@@ -16,12 +17,15 @@ from edge_agent.runtime.active_plan import ActivePlan
 from edge_agent.runtime.answer_reuse import AnswerReuse, Comparison
 from edge_agent.runtime.engine import Compare, Engine
 from edge_agent.runtime.pipeline import Passage
-from edge_agent.runtime.results import Result, top_classes
+from edge_agent.runtime.results import Result, placed_boxes, regions, top_classes
 from splitedge import limits
 from splitedge.head import answers
+from splitedge.head.answers import Answered
+from splitedge.head.preprocess import Placement
 from splitedge.link.adaptation import Adaptation
 from splitedge.link.stream_client import FrameStream
 from splitedge.protocol.frames import HEADER_BYTES
+from splitedge.tasks import segmentation
 
 
 class AgentPlan(ActivePlan):
@@ -91,4 +95,18 @@ class AgentPlan(ActivePlan):
         else:
             answer = answers.from_values(self.engine.output(encoded.codes), plan.output, topk)
         made.top, made.output = top_classes(answer.pairs, plan.labels), answer.output
+        self._add_task(made, answer, encoded.placement)
         return made
+
+    def _add_task(self, made: Result, answer: Answered, place: Placement) -> None:
+        """Add what the plan's task makes of ``answer``, and name its outputs."""
+        plan = self.engine.plan
+        made.placement = (place.left, place.top, place.width, place.height)
+        if plan.output.parts and answer.output is not None:
+            made.output, made.outputs = None, answers.parts(answer.output.astype(np.float32), plan.output)
+        if plan.output.task is not None:
+            made.task = str(plan.output.task.__struct_config__.tag)
+        if answer.boxes is not None:
+            made.boxes = placed_boxes(answer.boxes, plan.labels, made.placement)
+        if answer.map is not None:
+            made.map, made.regions = answer.map, regions(segmentation.shares(answer.map), plan.labels)

@@ -24,6 +24,7 @@ from splitedge import codec, errors, limits
 from splitedge.codec import padding_mask
 from splitedge.head import answers, executor, image_formats, preprocess, segment
 from splitedge.head import text as texts
+from splitedge.head.preprocess import Placement
 from splitedge.head.text import Tokenizer
 from splitedge.protocol.messages import Demand, Plan, Preprocess
 
@@ -42,11 +43,14 @@ Compare: TypeAlias = Callable[[NDArray[Any]], Comparison]
 """Compares the head's output with the kept answer's frame."""
 
 
+_UNIT: Final = Placement(0.0, 0.0, 1.0, 1.0)
+
+
 class Encoded(NamedTuple):
     """A frame after head and codec.
 
     ``codes`` is the head's output: uint8 or float32. ``payload`` is empty in mode "device", and where the frame reuses
-    an answer.
+    an answer. ``placement``: where the model's input is over the caller's image.
     """
 
     codes: NDArray[Any]
@@ -56,6 +60,7 @@ class Encoded(NamedTuple):
     head_ms: float
     encode_ms: float
     comparison: Comparison | None = None
+    placement: Placement = _UNIT
 
     @property
     def reused(self) -> KeptAnswer | None:
@@ -96,7 +101,8 @@ class Engine:
         model, and `errors.PlatformError` for a text if the tokenizers library is missing.
         """
         start = time.perf_counter()
-        return self._run(self._codes(frame), start, choose, compare)
+        codes, place = self._codes(frame)
+        return self._run(codes, start, choose, compare)._replace(placement=place)
 
     def resume(self, x: NDArray[np.float32], choose: Choose | None = None) -> Encoded:
         """As `process`, for the decoded tensor of the board before: float32 in the segment's input shape.
@@ -142,16 +148,17 @@ class Engine:
             return codec.encode(codes, self.plan.ladder[rung])
         return codec.encode_codes(codes, self._output.scale, self._output.zero_point, self.plan.ladder[rung])
 
-    def _codes(self, frame: InputFrame) -> NDArray[Any]:
-        """The head's input for ``frame``."""
+    def _codes(self, frame: InputFrame) -> tuple[NDArray[Any], Placement]:
+        """The head's input for ``frame``, and its place over the frame's image or array."""
         spec = self.plan.preprocess
+        whole = Placement(0.0, 0.0, spec.shape[1], spec.shape[0]) if len(spec.shape) == 3 else _UNIT
         if isinstance(frame, str):
             frame = self._ids(frame)
         if self._input.dtype != "u8" and (spec.kind == "tensor" or _holds_values(frame)):
-            return _values(frame, self._input, self.plan.tokenizer is not None)
+            return _values(frame, self._input, self.plan.tokenizer is not None), whole
         if isinstance(frame, np.ndarray):
             if list(frame.shape) == spec.shape and frame.dtype == np.float32:
-                return preprocess.quantize_tensor(frame, self._input)
+                return preprocess.quantize_tensor(frame, self._input), whole
             if spec.kind == "tensor" or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
                 raise _wrong_tensor(frame, spec.shape, spec.kind)
             frame = Image.fromarray(frame)
@@ -160,10 +167,10 @@ class Engine:
                 f"the model takes a float32 tensor of shape {spec.shape}, not an image; send an array",
                 reason="no-image",
             )
-        pixels = _pixels(frame, spec)
+        pixels, place = _pixels(frame, spec)
         if self._table is None:
-            return preprocess.normalise(pixels, spec)
-        return preprocess.pixels_to_codes(pixels, self._table)
+            return preprocess.normalise(pixels, spec), place
+        return preprocess.pixels_to_codes(pixels, self._table), place
 
     def _ids(self, text: str) -> NDArray[np.int32]:
         """The token ids of ``text``. Raises as `process` does."""
@@ -237,8 +244,8 @@ def _values(frame: InputFrame, tensor: segment.Tensor, text: bool) -> NDArray[An
     return frame
 
 
-def _pixels(frame: bytes | Image.Image, spec: Preprocess) -> NDArray[np.uint8]:
-    """The pixels of the model's input.
+def _pixels(frame: bytes | Image.Image, spec: Preprocess) -> tuple[NDArray[np.uint8], Placement]:
+    """The pixels of the model's input, and its place over the image.
 
     Raises `errors.InputError` for bytes that are not an image, or an image that cannot be resized.
     """
@@ -249,7 +256,7 @@ def _pixels(frame: bytes | Image.Image, spec: Preprocess) -> NDArray[np.uint8]:
                 f"an image of {image.width} x {image.height} pixels is too narrow for this model; crop it",
                 reason="too-narrow",
             )
-        return preprocess.prepare_image(image, spec)
+        return preprocess.prepare_image(image, spec), preprocess.placement(image.size, spec)
     except errors.InputError:
         raise
     except Exception as error:  # Pillow's decoders raise many types: KeyError, struct.error, OverflowError, ...

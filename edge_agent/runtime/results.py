@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ from splitedge.protocol.messages import OutputKind
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from splitedge.tasks.detection import Boxes
 
 #: Upper bounds of the latency histogram's buckets, in seconds.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -31,6 +35,30 @@ class TopClass(msgspec.Struct):
     index: int
     label: str
     probability: float
+
+
+class Box(msgspec.Struct):
+    """One box of a detector's answer, in pixels of the caller's image.
+
+    ``points``: x and y of its key points. Coordinates may lie outside of the image.
+    """
+
+    index: int
+    label: str
+    score: float
+    left: float
+    top: float
+    right: float
+    bottom: float
+    points: list[tuple[float, float]] = []
+
+
+class Region(msgspec.Struct):
+    """A class of a segmenter's map, and its share of the pixels, 0 to 1."""
+
+    index: int
+    label: str
+    share: float
 
 
 class Timing(msgspec.Struct):
@@ -53,9 +81,14 @@ class Timing(msgspec.Struct):
 class Result(msgspec.Struct):
     """The answer to one frame.
 
-    ``top`` holds its best classes, none if the model's output is a tensor. ``output`` is the whole output of a tensor,
-    or with `topk` 0: float32, or int64 for indices, in ONNX order without the batch axis. ``kind`` says what the
+    ``top`` holds its best classes, none if the model's output is a tensor. ``output`` is the whole output of a tensor
+    without a task, or with `topk` 0: float32, or int64 for indices, in ONNX order without the batch axis. ``outputs``
+    are the same values by name for a model with several outputs, which has no ``output``. ``kind`` says what the
     output's values are: see `splitedge.protocol.messages.Output`.
+
+    ``task``: "detection", "segmentation" or "". A detector's answer has ``boxes``, best first. A segmenter's has
+    ``map``, the class of each pixel of the model's input, and ``regions``, its classes, largest first.
+    ``placement``: left, top, width and height of the model's input over the caller's image, in pixels.
 
     ``payload_bytes`` were sent, header included, encoded at ``bits`` by number ``rung`` of the plan's ladder; all 0 or
     None in mode "device".
@@ -76,6 +109,12 @@ class Result(msgspec.Struct):
     distance: float | None = None
     kind: OutputKind = "logits"
     output: NDArray[np.float32] | NDArray[np.int64] | None = None
+    outputs: dict[str, NDArray[np.float32]] = {}
+    task: str = ""
+    boxes: list[Box] = []
+    regions: list[Region] = []
+    map: NDArray[np.uint8] | NDArray[np.uint16] | None = None
+    placement: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 
 
 class Counters:
@@ -147,14 +186,53 @@ def phases(timing: Timing) -> list[tuple[str, float]]:
 
 def top_classes(pairs: Iterable[tuple[int, float]], labels: Sequence[str]) -> list[TopClass]:
     """(class, probability) pairs with their labels."""
-    return [TopClass(i, labels[i] if 0 <= i < len(labels) else str(i), float(p)) for i, p in pairs]
+    return [TopClass(i, _label(i, labels), float(p)) for i, p in pairs]
+
+
+def placed_boxes(found: Boxes, labels: Sequence[str], place: Sequence[float]) -> list[Box]:
+    """``found``, whose coordinates are relative to the model's input, over an image as `Result.placement` says."""
+    left, top, width, height = place
+
+    def placed(x: float, y: float) -> tuple[float, float]:
+        return left + width * x, top + height * y
+
+    boxes = []
+    for i, index in enumerate(found.classes.tolist()):
+        x0, y0, x1, y1 = found.corners[i].tolist()
+        points = [placed(x, y) for x, y in found.points[i].tolist()]
+        score, label = float(found.scores[i]), _label(index, labels)
+        boxes.append(Box(index, label, score, *placed(x0, y0), *placed(x1, y1), points))
+    return boxes
+
+
+def regions(shares: Iterable[tuple[int, float]], labels: Sequence[str]) -> list[Region]:
+    """(class, share) pairs with their labels."""
+    return [Region(i, _label(i, labels), share) for i, share in shares]
+
+
+def _label(index: int, labels: Sequence[str]) -> str:
+    return labels[index] if 0 <= index < len(labels) else str(index)
 
 
 def to_json(result: Result, **extra: Any) -> bytes:
-    """One line of JSON: ``extra`` first, then the fields of ``result``, its output as nested lists or null."""
+    """One line of JSON: ``extra`` first, then the fields of ``result``.
+
+    Its outputs are nested lists or null. Its map is a grey PNG image in base64, whose pixels are the classes.
+    """
     fields = msgspec.structs.asdict(result)
-    output = None if result.output is None else result.output.tolist()
-    return msgspec.json.encode(extra | fields | {"output": output})
+    outputs = {name: values.tolist() for name, values in result.outputs.items()}
+    fields |= {"output": None if result.output is None else result.output.tolist(), "outputs": outputs}
+    fields["map"] = None if result.map is None else base64.b64encode(png(result.map)).decode()
+    return msgspec.json.encode(extra | fields)
+
+
+def png(found: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
+    """The map ``found`` as a grey PNG image whose pixels are the classes."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(found).save(file, "PNG")
+    return file.getvalue()
 
 
 def from_json(data: bytes) -> Result:
@@ -164,12 +242,26 @@ def from_json(data: bytes) -> Result:
         fields["top"] = msgspec.convert(fields["top"], list[TopClass])
         fields["timing"] = msgspec.convert(fields["timing"], Timing)
         fields["output"] = None if fields["output"] is None else _array(fields["output"])
+        fields["outputs"] = {name: _array(values) for name, values in fields.get("outputs", {}).items()}
+        fields["boxes"] = msgspec.convert(fields.get("boxes", []), list[Box])
+        fields["regions"] = msgspec.convert(fields.get("regions", []), list[Region])
+        fields["placement"] = tuple(fields.get("placement", (0.0, 0.0, 1.0, 1.0)))
+        fields["map"] = None if fields.get("map") is None else _map(fields["map"])
         return Result(**fields)
-    except (msgspec.MsgspecError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (msgspec.MsgspecError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise errors.ProtocolError(
             "the agent on this machine gave an answer that is none; upgrade it, or pass --own",
             reason="malformed-answer",
         ) from error
+
+
+def _map(text: str) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """The map as `to_json` writes it."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(io.BytesIO(base64.b64decode(text)), formats=["PNG"]) as image:
+        return np.array(image, np.uint8) if image.mode == "L" else np.array(image, np.uint16)
 
 
 def _array(nested: list[Any]) -> NDArray[np.float32] | NDArray[np.int64]:

@@ -6,7 +6,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from rich.text import Text
 from calibration.accuracy import trials
 from calibration.bundle import creation, requirements
 from calibration.bundle.bundle import Bundle
-from calibration.importing import importer
+from calibration.importing import importer, joining
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
 from calibration.rounding.rounder import Rounding
@@ -28,6 +28,7 @@ from edge_server import config
 from edge_server.commands.progress import Phases, stopped_in_order
 from edge_server.importing import preprocessing
 from edge_server.importing.first_look import FirstLook
+from edge_server.importing.task import TaskOptions
 from edge_server.planner import Table as Patterns
 from edge_server.planning.catalog import Catalog
 from edge_server.planning.pattern_tables import load_or_build_table
@@ -36,7 +37,7 @@ from edge_server.store.names import check_name
 from edge_server.store.store import Store
 from splitedge import errors, terminal
 from splitedge.head import text
-from splitedge.protocol.messages import OutputKind, Preprocess
+from splitedge.protocol.messages import OutputKind, Preprocess, Task
 from splitedge.report import output
 from splitedge.terminal import Column, plain
 
@@ -69,6 +70,7 @@ class Request:
     output_kind: OutputKind | None = None
     replace: bool = False
     verbose: bool = False
+    task: TaskOptions = field(default_factory=TaskOptions)
 
 
 def add(folder: Path, request: Request) -> None:
@@ -82,16 +84,17 @@ def add(folder: Path, request: Request) -> None:
         known_names = read_names(request.class_names) if request.class_names is not None else []
         with Phases(console) as progress:
             progress("importing the model", 0, 0)
-            model = importer.load(request.source, _shape(request.input_shape), request.output, request.padding)
+            model = importer.load(request.source, _shape(request.input_shape), _outputs(request), request.padding)
             graph = Graph.of(model)
             shape = graph.stored_shape(graph.input)
             reader = None if tokenizer is None else _tokenizer(tokenizer, graph, request.padding)
-            outputs = math.prod(graph.shapes[graph.output]) if graph.output in graph.shapes else None
+            task = _task(request, model, graph)
+            outputs = math.prod(graph.shapes[graph.output]) if graph.output in graph.shapes and task is None else None
             found = _samples(request, spec, shape, reader, known_names, outputs)
             names = found.labels.names if found.labels is not None and not known_names else known_names
             if graph.takes_ids:
                 requirements.check_ids(layers.build(graph), found)
-            warning = _look(progress, model, found, request)
+            warning = "" if task is not None else _look(progress, model, found, request)
             former = _former(store, name)
             set_names = [] if known_names or former is None else former.names_set
             with store.bundles.create(name, replace=request.replace) as path:
@@ -108,6 +111,7 @@ def add(folder: Path, request: Request) -> None:
                     request.metric,
                     reader,
                     request.output_kind,
+                    task,
                 )
                 patterns = load_or_build_table(store, bundle, lambda done, total: progress("patterns", done, total))
             if set_names and len(set_names) == outputs:
@@ -126,6 +130,7 @@ def _checked(name: str, request: Request) -> preprocessing.Spec:
     """Check the arguments before any work; returns the preprocessing."""
     check_name(name, "model")
     _check_place(request)
+    request.task.check()
     if request.labels is not None and request.metric in ("agreement", "cosine"):
         raise errors.UsageError(
             f"--metric {request.metric} takes no labels; omit --labels, or use --metric top1",
@@ -161,6 +166,21 @@ def _look(progress: Phases, model: onnx.ModelProto, found: samples.Samples, requ
     if seen.look.right is not None and seen.look.right < seen.look.samples * hardly_above_chance(seen.look.outputs):
         progress.say(f"warning: {_chance(seen.look.outputs)}")
     return ""
+
+
+def _outputs(request: Request) -> str | list[str] | None:
+    """The outputs to import: those named, else all of a detector and the first of any other model."""
+    names = [name for name in (request.output or "").split(",") if name]
+    if request.task.task == "detection" or len(names) > 1:
+        return names
+    return names[0] if names else None
+
+
+def _task(request: Request, model: onnx.ModelProto, graph: Graph) -> Task | None:
+    """The task of the model. Raises `errors.ModelError` if its outputs do not fit."""
+    shapes = [part.shape for part in joining.joined(model)] or [list(graph.shapes.get(graph.output, ())[1:])]
+    height, width = [*graph.stored_shape(graph.input), 1][:2]
+    return request.task.task_of(shapes, (width, height))
 
 
 def _name_of(source: str) -> str:
@@ -212,7 +232,7 @@ def _samples(
     place = request.images or request.arrays
     assert place is not None
     preprocess = _preprocess(request, spec, shape)
-    unlabelled = request.metric in ("agreement", "cosine")
+    unlabelled = request.metric in ("agreement", "cosine") or request.task.task != "auto"
     return samples.open_samples(
         place, preprocess, request.labels, request.most, names, outputs, labelled=not unlabelled
     )

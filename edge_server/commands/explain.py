@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -40,6 +40,23 @@ def profile_of(file: Path | None, board: str | None, pace: Pace = "slow") -> Dev
     profile = device_profiles.load(file) if file else known.load(board or "")
     profile.pace = pace
     return profile
+
+
+def profiles_of(file: Path | None, boards: Sequence[str], pace: Pace = "slow") -> dict[str, DeviceProfile]:
+    """The profiles of the known ``boards`` by name, all without any, and of ``file`` by its board. Raises as
+    `profile_of` does.
+    """
+    found = {name: profile_of(None, name, pace) for name in boards or ([] if file else known.names())}
+    if file is not None:
+        measured = profile_of(file, None, pace)
+        found[measured.machine.board or measured.machine.cpu] = measured
+    return found
+
+
+def link_of(uplink: float | None, downlink: float | None, rtt: float | None) -> LinkEstimate:
+    """The link with these options, or their defaults."""
+    up = 20.0 if uplink is None else uplink
+    return LinkEstimate(10.0 if rtt is None else rtt, up, up if downlink is None else downlink)
 
 
 def bound(bundle: Bundle, points: float, noise: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import msgspec
@@ -10,7 +9,7 @@ import msgspec
 from calibration.samples.labels import read_names
 from edge_server.planning.catalog import Catalog
 from edge_server.store.store import Store
-from splitedge import errors, report, terminal
+from splitedge import errors, report, tasks, terminal
 
 
 def models(folder: Path, *, json: bool = False) -> None:
@@ -30,8 +29,8 @@ def names(folder: Path, model: str, file: Path) -> None:
     known = read_names(file)
     with Store(folder) as store:
         output = Catalog(store).bundle(model).output
-        classes = math.prod(output.shape)
-        if not output.has_classes:
+        classes = tasks.classes(output) or len(known)
+        if not output.has_classes and output.task is None:
             raise errors.UsageError(
                 f"the output of {model} is a tensor of shape {output.shape} and has no classes to name",
                 reason="no-classes",

@@ -51,10 +51,11 @@ class Spec(msgspec.Struct, forbid_unknown_fields=True):
 
     preset: str | None = None  # the default of mean, std, interpolation and crop
     resize: int | None = None  # the short side before the crop; default: the preset's crop or `CROP`
-    fit: Literal["crop", "stretch"] = "crop"
+    fit: Literal["crop", "stretch", "pad"] = "crop"
     interpolation: Interpolation = "bicubic"
     mean: list[float] | None = None
     std: list[float] | None = None
+    border: int | None = None  # pixel value of the borders of ``pad``
 
 
 def read(path: Path | None, options: dict[str, Any]) -> Spec:
@@ -112,7 +113,12 @@ def of_images(spec: Spec, shape: list[int]) -> Preprocess:
             f"resize is {resize}: use {short}, the short side of the model's input, to {limits.MAX_RESIZE}",
             reason="resize",
         )
-    return Preprocess("image", shape, resize, spec.fit, spec.interpolation, mean, std)
+    if spec.border is not None and (spec.fit != "pad" or not 0 <= spec.border <= 255):
+        raise errors.ConfigError(
+            f"border is {spec.border}: it applies to fit pad, and is a pixel value from 0 to 255", reason="border"
+        )
+    border = msgspec.UNSET if spec.fit != "pad" else spec.border or 0
+    return Preprocess("image", shape, resize, spec.fit, spec.interpolation, mean, std, border)
 
 
 def fitting(channels: int) -> dict[str, Preset]:

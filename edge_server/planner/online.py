@@ -4,8 +4,9 @@
     coding    = sum over the codec's stages of values x ns     (besides packing, which is part of head)
     transfer  = frame bytes / uplink + round trip + sending    (sending: overhead that the device measured)
     energy    = watts computing x (head + coding) + watts sending x frame bytes / uplink
-    objective = time x (total + fetch) + energy x joules + cost x tail        (in seconds)
+    objective = time x (total + fetch) + energy x joules + cost x tail + megabyte x traffic    (in seconds)
     fetch     = segment bytes / downlink / expected frames     (0 for a segment that the device holds)
+    traffic   = frame bytes + segment bytes / expected frames  (in MB)
 
 Exact: a few passes over arrays evaluate every candidate of every cut, pattern and codec.
 """
@@ -157,8 +158,9 @@ def _costs(table: Table, query: Query, count: int) -> _Costs:
     coding = np.array(query.stage_ns) @ table.codec_work[:, :count] * 1e-6
     objective = base[option] + sending * ((weights.time + weights.energy * (power.transmit_w or 0.0)) / 1000)
     objective += coding * ((weights.time + weights.energy * (power.compute_w or 0.0)) / 1000)
+    objective += table.frame_bytes[:count] * (1e-6 * weights.megabyte)
     if demand.frames is not None:
-        objective += fetched * (weights.time * 8e-6 / link.downlink_mbps / demand.frames)
+        objective += fetched * ((weights.time * 8e-6 / link.downlink_mbps + 1e-6 * weights.megabyte) / demand.frames)
     pace = np.maximum(np.maximum(head[option] + coding, tail[option]), sending)
     return _Costs(objective, coding, fixed[option] + coding + sending, pace, fetched)
 

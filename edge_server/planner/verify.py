@@ -120,10 +120,12 @@ def _cost_faults(table: Table, query: Query, pick: Pick, size: int, frame: int) 
     transfer = 1e3 * seconds + link.rtt_ms + query.sending_ms if sends else 0.0
     total = head + transfer + tail + (query.queue_ms if sends else 0.0)
     energy = (power.compute_w or 0.0) * head / 1e3 + (power.transmit_w or 0.0) * seconds
-    fetch = 0.0
+    fetch, traffic = 0.0, frame if sends else 0.0
     if query.demand.frames is not None and pick.pattern not in query.held:
         fetch = size * 8 / (link.downlink_mbps * 1e6) / query.demand.frames
+        traffic += size / query.demand.frames
     objective = weights.time * (total / 1e3 + fetch) + weights.energy * energy + weights.cost * tail / 1e3
+    objective += weights.megabyte * traffic / 1e6
     checks = {
         "the device's time is wrong": close(pick.device_ms, head),
         "the server's time is wrong": close(pick.server_ms, tail),

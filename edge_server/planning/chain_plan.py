@@ -33,6 +33,7 @@ from edge_server.planning.plan_message import (
     PlannedHead,
     build_plan,
     build_prediction,
+    check_output,
     check_protocol,
     codec_message,
     codec_stage_ns,
@@ -85,6 +86,7 @@ def make_chain(catalog: Catalog, request: ChainRequest, tails: TailPool | None =
     """
     _check(request)
     bundle = catalog.bundle(request.model)
+    check_output(request.protocol, request.tasks, bundle.output, bundle.preprocess)
     profiles = [schema.from_dict(device.profile) for device in request.devices]
     chain = build_chain(catalog, bundle, request, profiles, tails)
     route = plan_route(chain)

@@ -148,7 +148,7 @@ def option_name(option: CutOption) -> str:
 # --- the picture ------------------------------------------------------------------------------------------------------
 
 _INK: Final = "#333333"
-_STYLE: Final[dict[Any, Any]] = {
+STYLE: Final[dict[Any, Any]] = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#999999",
     "axes.grid": True,
@@ -192,7 +192,7 @@ def draw(found: Curves, form: PictureForm) -> bytes:
             "the server lacks matplotlib to draw the picture: install the `server` extra of splitedge there",
             reason="no-matplotlib",
         ) from error
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(13, 5.2), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1, wspace=0.04))
         (FigureCanvasSVG if form == "svg" else FigureCanvasAgg)(figure)
         left, right = figure.subplots(1, 2)

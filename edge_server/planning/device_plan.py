@@ -77,9 +77,9 @@ def choose_plan(catalog: Catalog, request: PlanRequest, tails: TailPool | None =
     check_protocol(request.protocol)
     profile = schema.from_dict(request.profile)
     bundle = catalog.bundle(request.model)
-    check_output(request.protocol, bundle.output)
+    check_output(request.protocol, request.tasks, bundle.output, bundle.preprocess)
     table = catalog.table(bundle)
-    query = _query(catalog, bundle, table, profile, request, tails)
+    query = query_for(catalog, bundle, table, profile, request, tails)
     pick = choose(table.table, query)
     refusals.require_valid(verify_pick(table.table, query, pick))
     return PlanChoice(bundle, table.table, query, pick)
@@ -101,7 +101,7 @@ def tail_times(catalog: Catalog, bundle: Bundle, cuts: list[int], tails: TailPoo
 # --- the planner's query ----------------------------------------------------------------------------------------------
 
 
-def _query(
+def query_for(
     catalog: Catalog,
     bundle: Bundle,
     table: PlanningTable,
@@ -109,6 +109,7 @@ def _query(
     request: PlanRequest,
     tails: TailPool | None,
 ) -> Query:
+    """The planner's query for ``request`` of a board with ``profile``. ``tails``: as in `choose_plan`."""
     cuts = [option.cut for option in table.table.options]
     known = catalog.store.segments.known(bundle.sha256, {*request.held, *request.measured})
     heads = {sha256: key for sha256, key in known.items() if key.start == 0}
@@ -184,6 +185,7 @@ def _prediction(choice: PlanChoice, pick: Pick) -> Prediction:
         fetch=_fetch_s(query, pick) * weights.time,
         energy=weights.energy * pick.energy_j,
         cost=weights.cost * pick.server_ms / 1000,
+        traffic=weights.megabyte * _traffic_mb(query, pick),
     )
     costs = Costs(
         device_ms=pick.device_ms,
@@ -206,6 +208,12 @@ def _fetch_s(query: Query, pick: Pick) -> float:
     if query.demand.frames is None:
         return 0.0
     return pick.segment_bytes * 8e-6 / query.link.downlink_mbps / query.demand.frames
+
+
+def _traffic_mb(query: Query, pick: Pick) -> float:
+    """Megabytes over the link for each frame."""
+    segment = 0.0 if query.demand.frames is None else pick.segment_bytes / query.demand.frames
+    return 1e-6 * (pick.payload_bytes + segment)
 
 
 def _candidate(choice: PlanChoice, runner_up: RunnerUp) -> Candidate:

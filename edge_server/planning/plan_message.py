@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -193,11 +193,19 @@ def check_protocol(version: int, oldest: int = OLDEST_PROTOCOL) -> None:
         )
 
 
-def check_output(version: int, output: Output) -> None:
-    """Raise `errors.ProtocolError` if an agent of protocol ``version`` does not understand answers with ``output``.
+def check_output(version: int, tasks: Collection[str], output: Output, preprocess: Preprocess) -> None:
+    """Raise `errors.ProtocolError` if an agent of protocol ``version`` that knows ``tasks`` cannot use a model with
+    ``output`` and ``preprocess``.
 
     Protocol 3 knows only logits: its agents would take a softmax of other values, or cannot read them.
     """
+    needed = output.needs | ({"pad"} if preprocess.fit == "pad" else set())
+    if missing := sorted(needed - set(tasks)):
+        raise errors.ProtocolError(
+            f"the agent does not know what this model needs ({', '.join(missing)}); upgrade splitedge on the board",
+            reason="protocol-output",
+            missing=missing,
+        )
     if version < OUTPUTS_PROTOCOL and (output.kind != "logits" or output.greatest is not None):
         raise errors.ProtocolError(
             f"the agent uses protocol {version}, which has no answers for a model with {output.kind} as its output; "

@@ -1,22 +1,26 @@
 """The answer to a frame: a model's output as bytes on the wire and as values for the caller.
 
-An answer holds the best classes or the whole output. A whole output is float32, or int32 for indices, little-endian, in
-ONNX order without the batch axis. Server, stage and agent share this module, so an answer does not depend on where the
-network ends.
+An answer holds the best classes, the boxes or the map of a task, or the whole output. A whole output is float32, or
+int32 for indices, little-endian, in ONNX order without the batch axis. Server, stage and agent share this module, so an
+answer does not depend on where the network ends.
 """
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from splitedge import errors
+from splitedge import errors, limits
 from splitedge.protocol.frames import Buffer, pack_topk, unpack_topk
-from splitedge.protocol.messages import Output, OutputKind
+from splitedge.protocol.messages import Detection, Output, OutputKind, Segmentation
+from splitedge.tasks import detection, segmentation
+from splitedge.tasks.detection import Boxes
+from splitedge.tasks.segmentation import Map
 
 F32 = NDArray[np.float32]
 Whole = NDArray[np.float32] | NDArray[np.int64]
@@ -28,16 +32,28 @@ SHOWN = 5
 class Answered(NamedTuple):
     """``pairs`` of (class, probability or score), best first; none for a tensor.
 
-    ``output``: the whole output, if requested.
+    ``output``: the whole output, if requested. ``boxes`` and ``map``: of a model with such a task.
     """
 
     pairs: tuple[tuple[int, float], ...]
     output: Whole | None = None
+    boxes: Boxes | None = None
+    map: Map | None = None
 
 
-def classes(output: Output, topk: int) -> int:
-    """The number of classes to request for a caller's ``topk``; 0 (the whole output) for a tensor."""
-    return topk if output.has_classes else 0
+def requested(output: Output, topk: int) -> int:
+    """What to request from the server for a caller's ``topk``: the best classes, or the answer of a task; 0 for the
+    whole output.
+
+    Raises `errors.UsageError` if ``topk`` is 0 and the whole output does not fit into an answer.
+    """
+    if topk == 0 and 4 * math.prod(output.shape) > limits.MAX_FRAME_BYTES:
+        raise errors.UsageError(
+            f"the complete output has {4 * math.prod(output.shape)} bytes (the maximum is {limits.MAX_FRAME_BYTES}); "
+            "omit --out, or set `topk` above 0",
+            reason="output-too-large",
+        )
+    return topk if output.has_classes or output.task is not None else 0
 
 
 def probabilities(values: F32, kind: OutputKind) -> NDArray[np.float64]:
@@ -65,17 +81,48 @@ def from_values(values: F32, output: Output, topk: int) -> Answered:
 
     ``topk`` 0 includes the whole output. Raises `errors.ModelError` for NaN and infinity.
     """
+    return _answered(real(_finite(values), output), output, topk)
+
+
+def _finite(values: F32) -> F32:
     if not np.isfinite(values).all():
         raise errors.ModelError(
             "the model's output is not finite; run the float model on this input and check it", reason="not-finite"
         )
+    return values
+
+
+def real(values: F32, output: Output) -> F32:
+    """The computed ``values`` in the units of the model's own outputs."""
+    if not output.parts:
+        return values
+    sizes = [math.prod(part.shape) for part in output.parts]
+    scales = np.repeat(np.array([part.scale for part in output.parts], np.float32), sizes)
+    return np.asarray(values.reshape(-1) * scales, np.float32)
+
+
+def _answered(values: F32, output: Output, topk: int) -> Answered:
     pairs = best(values, topk or SHOWN, output) if output.has_classes else ()
-    if classes(output, topk):
-        return Answered(pairs)
+    boxes, found = None, None
+    if isinstance(output.task, Detection):
+        boxes = detection.decode(list(parts(values, output).values()), output.task)
+    elif isinstance(output.task, Segmentation):
+        found = segmentation.decode(values.reshape(output.shape), output.task)
+    if requested(output, topk):
+        return Answered(pairs, None, boxes, found)
     whole: Whole = values
     if output.greatest is not None:
         whole = values.reshape(output.greatest.shape).argmax(axis=output.greatest.axis)
-    return Answered(pairs, _kept(whole, output))
+    return Answered(pairs, _kept(whole, output), boxes, found)
+
+
+def parts(values: F32, output: Output) -> dict[str, F32]:
+    """The model's own outputs in ``values``, the whole output: each by its name; one without a name if it has one."""
+    if not output.parts:
+        return {"": values.reshape(output.shape)}
+    ends = np.cumsum([math.prod(part.shape) for part in output.parts])[:-1]
+    pieces = np.split(values.reshape(-1), ends)
+    return {part.name: piece.reshape(part.shape) for part, piece in zip(output.parts, pieces, strict=True)}
 
 
 def _kept(whole: Whole, output: Output) -> Whole:
@@ -88,12 +135,24 @@ def _kept(whole: Whole, output: Output) -> Whole:
 def pack(values: F32, output: Output, topk: int) -> bytes:
     """`from_values` as the payload of an answer."""
     answered = from_values(values, output, topk)
-    return pack_topk(answered.pairs) if answered.output is None else answered.output.astype(_wire(output)).tobytes()
+    if answered.output is not None:
+        return answered.output.astype(_wire(output)).tobytes()
+    if answered.boxes is not None:
+        return detection.pack(answered.boxes)
+    return pack_topk(answered.pairs) if answered.map is None else segmentation.pack(answered.map)
 
 
 def unpack(payload: Buffer, output: Output, topk: int) -> Answered:
     """The inverse of `pack`. Raises `errors.ProtocolError`."""
-    if classes(output, topk):
+    if requested(output, topk):
+        if isinstance(output.task, Detection):
+            return Answered((), boxes=detection.unpack(payload))
+        if isinstance(output.task, Segmentation):
+            shape, count = (
+                segmentation.shape(output.shape, output.task),
+                segmentation.classes(output.shape, output.task),
+            )
+            return Answered((), map=segmentation.unpack(payload, shape, count))
         return Answered(tuple(unpack_topk(payload)))
     if len(payload) != 4 * math.prod(output.shape):
         raise errors.ProtocolError(
@@ -102,7 +161,7 @@ def unpack(payload: Buffer, output: Output, topk: int) -> Answered:
     values = np.frombuffer(payload, _wire(output))
     if output.greatest is not None:
         return Answered((), _kept(values.astype(np.int64), output))
-    return from_values(values.astype(np.float32), output, topk)
+    return _answered(_finite(values.astype(np.float32)), output, topk)
 
 
 def _wire(output: Output) -> str:
@@ -113,6 +172,13 @@ def npy(whole: Whole) -> bytes:
     """``whole`` as a .npy file."""
     file = io.BytesIO()
     np.save(file, whole, allow_pickle=False)
+    return file.getvalue()
+
+
+def npz(outputs: Mapping[str, F32]) -> bytes:
+    """``outputs`` as an .npz file."""
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **outputs)
     return file.getvalue()
 
 

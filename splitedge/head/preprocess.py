@@ -6,6 +6,7 @@ Calibration and the agent share it, so both use the same pixels.
 from __future__ import annotations
 
 import io
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +97,11 @@ def prepare_image(image: Image.Image, preprocess: Preprocess) -> U8:
     method = Image.Resampling.BICUBIC if preprocess.interpolation == "bicubic" else Image.Resampling.BILINEAR
     if preprocess.fit == "stretch":
         image = image.resize((width, height), method)
+    elif preprocess.fit == "pad":
+        inner = _padded(image.size, (width, height))
+        border = Image.new(image.mode, (width, height), (border_of(preprocess),) * channels)
+        border.paste(image.resize(inner[2:], method), inner[:2])
+        image = border
     else:
         image = image.resize(resized(image, preprocess), method)
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)
@@ -107,9 +113,51 @@ def resized(image: Image.Image, preprocess: Preprocess) -> tuple[int, int]:
     """Width and height of ``image`` before the crop: the short side is ``preprocess.resize``, or more if the crop
     needs it.
     """
+    return _resized(image.size, preprocess)
+
+
+def _resized(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:
     height, width, _ = preprocess.shape
-    scale = max(preprocess.resize / min(image.size), height / image.height, width / image.width)
-    return max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    scale = max(preprocess.resize / min(size), height / size[1], width / size[0])
+    return max(width, round(size[0] * scale)), max(height, round(size[1] * scale))
+
+
+def border_of(preprocess: Preprocess) -> int:
+    """The pixel value of the borders that ``pad`` adds."""
+    return preprocess.border if isinstance(preprocess.border, int) else 0
+
+
+class Placement(NamedTuple):
+    """Where an image's pixels are in the model's input: the image's x is ``left + width * x`` for a relative x.
+
+    Likewise for ``top`` and ``height``.
+    """
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+def placement(size: tuple[int, int], preprocess: Preprocess) -> Placement:
+    """The place of the model's input over an image of ``size`` (width, height), in pixels of the image."""
+    height, width, _ = preprocess.shape
+    if preprocess.fit == "stretch":
+        return Placement(0.0, 0.0, size[0], size[1])
+    if preprocess.fit == "pad":
+        left, top, inner_width, inner_height = _padded(size, (width, height))
+    else:
+        inner_width, inner_height = _resized(size, preprocess)
+        left, top = -round((inner_width - width) / 2), -round((inner_height - height) / 2)
+    across, down = size[0] / inner_width, size[1] / inner_height
+    return Placement(-left * across, -top * down, width * across, height * down)
+
+
+def _padded(size: tuple[int, int], whole: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, width and height of an image of ``size`` (width, height) that fits into ``whole``, in its centre."""
+    scale = min(whole[0] / size[0], whole[1] / size[1])
+    width, height = (min(most, max(1, round(side * scale))) for side, most in zip(size, whole, strict=True))
+    return (whole[0] - width) // 2, (whole[1] - height) // 2, width, height
 
 
 def normalise(pixels: U8, preprocess: Preprocess) -> F32:

@@ -21,6 +21,8 @@ OLDEST_PROTOCOL = 3
 
 T = TypeVar("T")
 
+Names = Annotated[list[str], msgspec.Meta(max_length=100)]
+
 Mode = Literal["server", "split", "device"]
 """Where the network runs: on the server, split, or on the device."""
 
@@ -33,11 +35,15 @@ class Message(msgspec.Struct, forbid_unknown_fields=False, omit_defaults=False):
 
 
 class Weights(Message):
-    """Weights of the planner's objective: ``time * total_s + energy * energy_j + cost * server_s``."""
+    """Weights of the planner's objective: ``time * total_s + energy * energy_j + cost * server_s + megabyte * MB``.
+
+    The megabytes are those of a frame, and of the segment divided by the expected frames.
+    """
 
     time: float = 1.0
     energy: float = 0.0
     cost: float = 0.0
+    megabyte: float = 0.0
 
 
 class Demand(Message):
@@ -94,9 +100,8 @@ class PlanRequest(Message, kw_only=True):
     measured: dict[str, float] = {}  # the wire form of `MeasuredTimes`
     dry_run: DryRun | None = msgspec.field(default=None, name="rehearsal")
     protocol: int = PROTOCOL_VERSION
-    operators: Annotated[
-        list[str], msgspec.Meta(max_length=100)
-    ] = []  # kinds that its heads may have; empty: those of older agents
+    operators: Names = []  # kinds that its heads may have; empty: those of older agents
+    tasks: Names = []  # what its answers and images may need: of `TASKS`; empty: nothing, as for older agents
 
 
 _SENDING, _OVERHEAD = "sending", "beside"  # keys of the wire form; every other key is a segment's SHA-256
@@ -178,17 +183,19 @@ class Preprocess(Message):
     """How a caller's image or array becomes the model's input tensor.
 
     ``image``: decode, convert to RGB, resize (``crop``: short side to ``resize``, then centre crop to ``height`` x
-    ``width``; ``stretch``: directly to
-    that size), then (pixel - mean[c]) / std[c] with pixel in 0..255. ``tensor``: the array is the input.
+    ``width``; ``stretch``: directly to that size; ``pad``: as large as fits into that size, in its centre, with
+    borders of the value ``border``), then (pixel - mean[c]) / std[c] with pixel in 0..255. ``tensor``: the array is
+    the input.
     """
 
     kind: Literal["image", "tensor"]
     shape: list[int]  # of one frame at the head, channels last, without the batch axis
     resize: int = 256
-    fit: Literal["crop", "stretch"] = "crop"
+    fit: Literal["crop", "stretch", "pad"] = "crop"
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     mean: list[float] = msgspec.field(default_factory=lambda: [0.0])
     std: list[float] = msgspec.field(default_factory=lambda: [1.0])
+    border: int | msgspec.UnsetType = msgspec.UNSET  # set for ``pad`` only: a pixel value
 
 
 class Cut(Message):
@@ -219,6 +226,76 @@ class Greatest(Message):
     shape: list[int]
 
 
+class Part(Message):
+    """One of several outputs of a model, which head and tail compute joined to one vector.
+
+    ``shape``: in ONNX order without the batch axis. Its values are ``scale`` times the computed ones.
+    """
+
+    name: str
+    shape: list[int]
+    scale: float = 1.0
+
+
+class Columns(Message):
+    """Columns ``first`` to ``first + count`` of the output ``part``, a table with one row for each box.
+
+    ``turned``: the table is the other way round, with one column for each box.
+    """
+
+    part: int
+    first: int
+    count: int
+    turned: bool = False
+
+
+class Detection(Message, tag="detection", tag_field="task"):
+    """The outputs hold boxes. `splitedge.tasks.detection` decodes them.
+
+    - ``boxes``: their four coordinates. ``layout``: ``centres`` (x, y, width, height) or ``corners`` (left, top, right,
+      bottom). ``rows_first``: y comes before x. ``width``, ``height``: the coordinates of the input's far corner.
+    - ``anchors``: float32 [N, 4], little-endian: centre x, centre y, width and height of the box that each row changes.
+      A centre is relative to it in its size; a size is a factor, or the exponent of one (``exponential``).
+    - ``scores``: one for each class. ``activation``: the function that makes them scores; with ``softmax`` the last
+      class is "no box". ``certainty``: a factor for all scores of a box. ``classes``: the class of each box, where
+      ``scores`` holds one score.
+    - ``points``: x and y of key points.
+    - ``score``: the least score of a box in an answer. ``iou``: the largest overlap of two boxes of a class. ``most``:
+      the most boxes of an answer.
+    """
+
+    boxes: Columns
+    scores: Columns
+    layout: Literal["centres", "corners"] = "centres"
+    rows_first: bool = False
+    width: float = 1.0
+    height: float = 1.0
+    anchors: bytes = b""
+    exponential: bool = False
+    activation: Literal["none", "sigmoid", "softmax"] = "none"
+    certainty: Columns | None = None
+    classes: Columns | None = None
+    points: Columns | None = None
+    score: float = 0.25
+    iou: float = 0.45
+    most: int = 100
+
+
+class Segmentation(Message, tag="segmentation", tag_field="task"):
+    """The output is a map: the class of each pixel.
+
+    ``axis``: the axis of the classes, whose greatest value decides. None: the map has one value for each pixel, of
+    class 1 above ``threshold`` and else of class 0.
+    """
+
+    axis: int | None = 0
+    threshold: float = 0.0
+
+
+Task = Detection | Segmentation
+"""What an output without classes means. `splitedge.tasks` computes it."""
+
+
 class Output(Message):
     """The model's output: the ``kind`` of its values, and the ``shape`` of one answer, in ONNX order without the batch
     axis.
@@ -228,11 +305,16 @@ class Output(Message):
     each class, independent and from 0 to 1, as for tags. ``tensor``: no classes but an embedding or a map, which an
     answer holds whole. With ``greatest``, head and tail compute scores, and the answer holds the indices of the
     greatest ones.
+
+    ``parts``: the outputs of a model with several; the output then is their values in a row. ``task``: what a tensor
+    means.
     """
 
     kind: OutputKind = "logits"
     shape: list[int] = []
     greatest: Greatest | None = None
+    parts: list[Part] = []
+    task: Task | None = None
 
     @property
     def computed(self) -> list[int]:
@@ -242,6 +324,16 @@ class Output(Message):
     @property
     def has_classes(self) -> bool:
         return self.kind != "tensor"
+
+    @property
+    def needs(self) -> set[str]:
+        """The names in `PlanRequest.tasks` without which an agent cannot read answers with this output."""
+        names = {"parts"} if self.parts else set()
+        return names if self.task is None else {*names, str(self.task.__struct_config__.tag)}
+
+
+#: The names that this program knows, for `PlanRequest.tasks`. "pad": images may be fitted with borders.
+TASKS = ["detection", "segmentation", "parts", "pad"]
 
 
 class SegmentRef(Message):
@@ -258,12 +350,15 @@ class TokenizerRef(Message):
 
 
 class Parts(Message, kw_only=True):
-    """The weighted terms of the objective: frame time, the segment's transfer for each frame, energy, server cost."""
+    """The weighted terms of the objective: frame time, the segment's transfer for each frame, energy, server cost,
+    bytes.
+    """
 
     time: float
     fetch: float
     energy: float
     cost: float
+    traffic: float = 0.0
 
 
 class Prediction(Message, kw_only=True):
@@ -446,6 +541,7 @@ class ChainRequest(Message, kw_only=True):
     exact: bool = False
     spread: bool = False
     protocol: int = PROTOCOL_VERSION
+    tasks: Names = []  # as in `PlanRequest`
 
 
 def is_served(protocol: int) -> bool:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from calibration.accuracy.drop_model import Drop
-from calibration.bundle.manifest import AccuracyModel
+from calibration.accuracy.metrics import AccuracyModel
 
 
 def check_curve(model: AccuracyModel) -> None:

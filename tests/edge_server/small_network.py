@@ -48,7 +48,7 @@ def save_network(path: Path, last: str = "Relu") -> None:
 
 def request_of(source: Path, **changes: Any) -> Request:
     """What `edge-server add SOURCE --arrays x.npy` asks for."""
-    given: dict[str, Any] = dict.fromkeys(Request.__dataclass_fields__)
+    given: dict[str, Any] = dict.fromkeys(set(Request.__dataclass_fields__) - {"task"})
     return Request(
         **(
             given

@@ -226,7 +226,8 @@ async def test_whole_outputs_go_into_files_with_names_of_their_own(world: World,
     files = OutputFiles(tmp_path)
     async with agent_of(world, store, tmp_path, "tags", topk=0) as agent:
         result = await agent.infer(frames(1)[0])
-    paths = [files.write(name, result) for name in ("a/cat.jpg", "b/cat.png", "../..", "é /x.npy")]
+    names = ("a/cat.jpg", "b/cat.png", "../..", "é /x.npy")
+    paths = [path for name in names for path in files.write(name, result)]
     assert [path.name for path in paths] == ["cat.npy", "cat-2.npy", "frame.npy", "x.npy"]
     for path in paths:
         np.testing.assert_array_equal(np.load(path, allow_pickle=False), result.output)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from calibration.accuracy import cosine_model
-from calibration.bundle.manifest import AccuracyModel
+from calibration.accuracy.metrics import AccuracyModel
 from splitedge import errors
 from tests.calibration.curves import check_curve
 from tests.raising import raises

@@ -272,7 +272,7 @@ def test_a_picture_becomes_the_floats_that_a_transformer_takes():
     pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
     values = ((pixels.astype(np.float64) - 120) / 60).astype(np.float32)
     wanted = engine.process(values).codes
-    prepared = engine._codes(Image.new("RGB", (12, 8), (120, 180, 0)))
+    prepared, _ = engine._codes(Image.new("RGB", (12, 8), (120, 180, 0)))
     np.testing.assert_allclose(prepared, np.broadcast_to(np.float32([0, 1, -2]), (4, 6, 3)))
     assert prepared.dtype == np.float32
     assert wanted.shape == engine.process(pixels).codes.shape == (12,)

@@ -120,8 +120,12 @@ def by_hand(table: Table, asked: Query) -> float:
                 else pattern.segment_bytes * 8 / link.downlink_mbps / 1000 / asked.demand.frames
             )
             joules = ((asked.power.compute_w or 0) * head + (asked.power.transmit_w or 0) * sending) / 1000
+            traffic = codec.frame_bytes
+            if asked.demand.frames is not None and index not in asked.held:
+                traffic += pattern.segment_bytes / asked.demand.frames
             w = wanted.weights
-            best = min(best, w.time * (total + fetch) / 1000 + w.energy * joules + w.cost * tail / 1000)
+            price = w.energy * joules + w.cost * tail / 1000 + w.megabyte * traffic / 1e6
+            best = min(best, w.time * (total + fetch) / 1000 + price)
     return best
 
 
@@ -131,7 +135,9 @@ demands = st.builds(
     max_drop_points=st.sampled_from([0.1, 0.25, 0.9, 1.0, 7.0]),
     max_latency_ms=several,
     min_rate_fps=several,
-    weights=st.builds(Weights, time=st.floats(0, 1), energy=st.floats(0, 1), cost=st.floats(0, 1)),
+    weights=st.builds(
+        Weights, time=st.floats(0, 1), energy=st.floats(0, 1), cost=st.floats(0, 1), megabyte=st.floats(0, 100)
+    ),
     keep=st.sampled_from(["nothing", "nothing", "input", "layer2", "layer4"]),
     frames=st.none() | st.floats(1, 10_000),
 )

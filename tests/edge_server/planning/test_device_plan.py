@@ -16,14 +16,20 @@ from splitedge.head import executor, segment
 from splitedge.protocol.messages import (
     OLDEST_PROTOCOL,
     PROTOCOL_VERSION,
+    TASKS,
+    Columns,
     Demand,
+    Detection,
     Greatest,
     LinkEstimate,
     Mode,
     Output,
+    Part,
     Plan,
     PlanRequest,
     Prediction,
+    Preprocess,
+    Segmentation,
     Weights,
 )
 from tests.raising import raises
@@ -186,10 +192,26 @@ def test_a_plan_is_of_the_protocol_of_its_agent(store: Store, profile: dict[str,
     "output", [Output("probabilities", [10]), Output("tensor", [10]), Output("tensor", [], Greatest(0, [10]))]
 )
 def test_protocol_3_knows_only_logits(output: Output) -> None:
-    plan_message.check_output(3, Output("logits", [10]))
-    plan_message.check_output(4, output)
+    plain = Preprocess("tensor", [1])
+    plan_message.check_output(3, [], Output("logits", [10]), plain)
+    plan_message.check_output(4, [], output, plain)
     with raises(errors.ProtocolError, reason="protocol-output"):
-        plan_message.check_output(3, output)
+        plan_message.check_output(3, [], output, plain)
+
+
+@pytest.mark.parametrize(
+    ("output", "fit", "missing"),
+    [
+        (Output("tensor", [8, 8], task=Segmentation()), "crop", ["segmentation"]),
+        (Output("tensor", [4, 9], task=Detection(Columns(0, 0, 4), Columns(0, 4, 5))), "pad", ["detection", "pad"]),
+        (Output("tensor", [5], parts=[Part("a", [2]), Part("b", [3])]), "crop", ["parts"]),
+    ],
+)
+def test_an_agent_gets_no_answers_that_it_does_not_know(output: Output, fit: Any, missing: list[str]) -> None:
+    preprocess = Preprocess("image", [8, 8, 3], fit=fit)
+    plan_message.check_output(4, TASKS, output, preprocess)
+    with raises(errors.ProtocolError, reason="protocol-output", missing=missing):
+        plan_message.check_output(4, [], output, preprocess)
 
 
 def test_a_profile_that_is_none_is_refused(store: Store) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, ImageDraw
 
 from splitedge import errors, limits
 from splitedge.head import preprocess as pre
@@ -134,3 +134,35 @@ def test_arrays_are_checked_and_clamped() -> None:
     for bad in (np.nan, np.inf):
         with raises(errors.InputError, reason="not-finite"):
             pre.quantize_tensor(np.full((2, 2), bad), tensor)
+
+
+# --- where the input is over the image --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(64, 64), (300, 100), (37, 211)])
+@pytest.mark.parametrize("fit", ["crop", "stretch", "pad"])
+def test_a_place_in_the_input_is_found_in_the_image(fit: str, size: tuple[int, int]) -> None:
+    """A bright square in the image has the same centre after preprocessing, as `placement` tells."""
+    border = {"border": 7} if fit == "pad" else {}
+    chosen = spec(shape=[48, 64, 3], resize=64, fit=fit, interpolation="bilinear", **border)
+    image = Image.new("RGB", size)
+    square = (size[0] * 0.45, size[1] * 0.45, size[0] * 0.55, size[1] * 0.55)
+    ImageDraw.Draw(image).rectangle(square, fill=(255, 255, 255))
+    pixels = pre.prepare_image(image, chosen)[:, :, 0].astype(float)
+    pixels[pixels < 20] = 0
+    rows, columns = np.nonzero(pixels)
+    weights = pixels[rows, columns]
+    x, y = (float((places * weights).sum() / weights.sum()) + 0.5 for places in (columns, rows))
+    place = pre.placement(size, chosen)
+    found = (place.left + place.width * x / 64, place.top + place.height * y / 48)
+    assert found[0] == pytest.approx((square[0] + square[2] + 1) / 2, abs=1.5 * max(1, place.width / 64))
+    assert found[1] == pytest.approx((square[1] + square[3] + 1) / 2, abs=1.5 * max(1, place.height / 48))
+
+
+def test_a_padded_image_is_whole_between_borders() -> None:
+    chosen = spec(shape=[10, 30, 3], resize=10, fit="pad", border=114)
+    pixels = pre.prepare_image(Image.new("RGB", (20, 20), (200, 200, 200)), chosen)
+    assert (pixels[:, 10:20] == 200).all()
+    assert (pixels[:, :10] == 114).all()
+    assert (pixels[:, 20:] == 114).all()
+    assert pre.placement((20, 20), chosen) == (-20.0, 0.0, 60.0, 20.0)
