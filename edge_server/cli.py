@@ -63,7 +63,7 @@ def add(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="An .onnx file, an exported program (.pt2), or package.module:function that returns a torch module.",
+            help="An .onnx or .tflite file, an exported program (.pt2), or package.module:function that returns a torch module.",
             show_default=False,
         ),
     ],

@@ -49,7 +49,7 @@ from calibration.bundle.requirements import (
     cut_places,
     metric_for,
 )
-from calibration.importing import cuts, outputs
+from calibration.importing import cuts, outputs, quantized
 from calibration.importing.graph import Graph, short
 from calibration.lowering import layers
 from calibration.lowering.lower import Bits, Calibration, lower
@@ -359,6 +359,8 @@ def calibrate(
 ) -> Calibration:
     """The quantization of every tensor of a head, and the mean inputs of its layers; both empty for a transformer.
 
+    A tensor that an int8 file codes keeps the file's scale and zero point.
+
     ``ranked``: the outputs are those of classes, so only the greatest matter. If omitted: the samples have classes.
     """
     if network.source != "u8":
@@ -371,6 +373,10 @@ def calibrate(
         known = samples.classes is not None if ranked is None else ranked
         chosen = _output_quantization(network, found[graph.output], known)
         quantizations |= dict.fromkeys((graph.output, _holder(network)), chosen)
+    taken = {t: Quantization(*code) for t, code in quantized.codes(model).items()}
+    quantizations |= {t: taken[t] for t in quantizations.keys() & taken.keys()}
+    if graph.output in quantizations and (own := taken.get(graph.output, taken.get(_holder(network)))) is not None:
+        quantizations |= dict.fromkeys((graph.output, _holder(network)), own)
     if samples.preprocess.kind == "image":
         quantizations[graph.input] = Quantization(*input_quantization(samples.preprocess))
     fed = {la.inputs[0] for la in network.layers if isinstance(la, layers.Conv)}

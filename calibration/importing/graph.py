@@ -146,6 +146,30 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
         ) from error
 
 
+def in_order(graph: onnx.GraphProto) -> None:
+    """Sort the operators of ``graph`` so that each one follows those whose results it reads.
+
+    Operators that are in order keep their places. A cycle stays, for the checker to name.
+    """
+    nodes = list(graph.node)
+    makers = {t: place for place, node in enumerate(nodes) for t in node.output if t}
+    before = [sorted({makers[t] for t in reads(node) if t in makers}) for node in nodes]
+    if all(place > max(needed, default=-1) for place, needed in enumerate(before)):
+        return
+    met, placed = set[int](), dict[int, None]()
+    for first in range(len(nodes)):
+        waiting = [first]
+        while waiting:
+            place = waiting[-1]
+            missing = [] if place in met else [p for p in reversed(before[place]) if p not in met]
+            met.add(place)
+            waiting += missing
+            if not missing:
+                placed[waiting.pop()] = None
+    del graph.node[:]
+    graph.node.extend(nodes[place] for place in placed)
+
+
 def drop_unread(graph: onnx.GraphProto) -> None:
     """Remove everything that the output does not depend on. Otherwise sessions warn about it and keep it in memory."""
     wanted = {out.name for out in graph.output}

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 import onnx
 
-from calibration.importing.graph import infer_shapes, subgraphs
+from calibration.importing import tflite
+from calibration.importing.graph import in_order, infer_shapes, subgraphs
 from calibration.importing.sessions import brief
 from splitedge import errors, limits
 
@@ -29,6 +30,8 @@ def read(source: str, input_shape: Sequence[int] | None) -> onnx.ModelProto:
     path = Path(source)
     if path.suffix == ".onnx":
         return _read_onnx(_existing(path))
+    if path.suffix == ".tflite":
+        return tflite.read(_existing(path))
     if path.suffix == ".pt2":
         return export(_read_exported(_existing(path)), None)
     if ":" in source:
@@ -38,7 +41,8 @@ def read(source: str, input_shape: Sequence[int] | None) -> onnx.ModelProto:
             )
         return export(_call(source), input_shape)
     raise errors.ModelError(
-        f"{source} is not a model: give an .onnx file, a .pt2 file, or package.module:callable", reason="not-a-model"
+        f"{source} is not a model: give an .onnx, .tflite or .pt2 file, or package.module:callable",
+        reason="not-a-model",
     )
 
 
@@ -82,6 +86,8 @@ def _read_onnx(path: Path) -> onnx.ModelProto:
         model.ir_version = max(model.ir_version, 4)  # before IR 4, constants must also be inputs
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
+        for part in subgraphs(model.graph):
+            in_order(part)
         if not all(o.type.tensor_type.HasField("shape") for o in model.graph.output):
             _shape_outputs(model)
         onnx.checker.check_model(model)

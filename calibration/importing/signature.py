@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.importing.graph import drop_unread, infer_shapes, inputs, leading_to, reads, rename
+from calibration.importing.precision import NUMBERS, OTHER_FLOATS, element_types
 from splitedge import errors
 
 Role = Literal["mask", "types", "positions"]
@@ -87,13 +88,13 @@ def main_input_first(model: onnx.ModelProto) -> None:
 def keep_output(model: onnx.ModelProto, name: str | None) -> None:
     """Keep only the output ``name`` of ``model`` (None: the first output) and the operators that it needs.
 
-    ``name`` may be any float32 tensor in the graph. Raises `errors.ModelError` if the tensor does not exist or is not
-    float32.
+    ``name`` may be any tensor of numbers in the graph. Raises `errors.ModelError` if the tensor does not exist or has
+    other elements.
     """
     graph = model.graph
     kept = next((o for o in graph.output if name in (None, o.name)), None)
     if kept is None and name in {t for node in graph.node for t in node.output if t}:
-        kept = helper.make_tensor_value_info(name, _types(model).get(str(name), TensorProto.FLOAT), None)
+        kept = helper.make_tensor_value_info(name, element_types(model).get(str(name), TensorProto.FLOAT), None)
     if kept is None:
         names = ", ".join(o.name for o in graph.output) or "none"
         raise errors.ModelError(
@@ -101,9 +102,9 @@ def keep_output(model: onnx.ModelProto, name: str | None) -> None:
             reason="unknown-output",
             outputs=[o.name for o in graph.output],
         )
-    if kept.type.tensor_type.elem_type != TensorProto.FLOAT:
+    if kept.type.tensor_type.elem_type not in NUMBERS:
         raise errors.ModelError(
-            f"the model's output {kept.name} is {_kind(kept)}, not float32; {_advice(model, kept.name)}",
+            f"the model's output {kept.name} is {_kind(kept)}, not numbers; {_advice(model, kept.name)}",
             reason="output-type",
             output=kept.name,
         )
@@ -148,7 +149,11 @@ def scores_for_indices(model: onnx.ModelProto, name: str | None) -> ArgMax | Non
     attributes = {a.name: a.i for a in node.attribute}
     shapes = {i.name: i.type.tensor_type for i in infer_shapes(model).graph.value_info}
     scores = shapes.get(node.input[0])
-    if scores is None or scores.elem_type != TensorProto.FLOAT or attributes.get("select_last_index", 0):
+    if (
+        scores is None
+        or scores.elem_type not in {TensorProto.FLOAT, *OTHER_FLOATS}
+        or attributes.get("select_last_index", 0)
+    ):
         return None
     rank = len(scores.shape.dim)
     axis = attributes.get("axis", 0) % rank if rank else 0
@@ -156,7 +161,7 @@ def scores_for_indices(model: onnx.ModelProto, name: str | None) -> ArgMax | Non
     if not 0 < count <= min((_GREATEST.get(kind, 0) + 1 for kind in casts), default=count):
         return None
     del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info(node.input[0], TensorProto.FLOAT, None))
+    graph.output.append(helper.make_tensor_value_info(node.input[0], scores.elem_type, None))
     return ArgMax(axis, bool(attributes.get("keepdims", 1)) and not squeezed)
 
 
@@ -247,12 +252,6 @@ def _holds_tokens(value: onnx.ValueInfoProto) -> bool:
     return len(kind.shape.dim) == 2 and (kind.elem_type == TensorProto.INT64 or _role(value) == "mask")
 
 
-def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """Known element types of the tensors."""
-    graph = infer_shapes(model).graph
-    return {i.name: i.type.tensor_type.elem_type for i in (*graph.input, *graph.value_info, *graph.output)}
-
-
 def _kind(value: onnx.ValueInfoProto) -> str:
     kind = value.type.tensor_type.elem_type
     return str(helper.tensor_dtype_to_np_dtype(kind)) if kind else "no tensor"
@@ -260,7 +259,7 @@ def _kind(value: onnx.ValueInfoProto) -> str:
 
 def _advice(model: onnx.ModelProto, output: str) -> str:
     """Suggests the last float32 tensor before ``output``."""
-    types, wanted = _types(model), {output}
+    types, wanted = element_types(model), {output}
     for node in reversed(model.graph.node):
         if not wanted & set(node.output) or not node.input:
             continue
