@@ -163,11 +163,19 @@ def add(
         int | None,
         _tensors("--size", min=1, help="Short for --input-shape 1,3,SIZE,SIZE."),
     ] = None,
+    constant: Annotated[
+        list[str] | None,
+        _tensors(
+            "--constant",
+            metavar="NAME=VALUE",
+            help="Constant value of a further input of the model, such as sr=16000; may be repeated.",
+        ),
+    ] = None,
     output: Annotated[
         str | None,
         _tensors(
             "--output",
-            help="Tensor to answer with: an output, or any float32 tensor inside the model. [default: the first output]",
+            help="Tensor to answer with: an output, or any tensor of numbers inside the model. [default: the first output]",
         ),
     ] = None,
     output_kind: Annotated[
@@ -222,6 +230,7 @@ def add(
         metric=metric,
         output=output,
         padding=padding,
+        constants=tuple(constant or ()),
         tokenizer=tokenizer,
         output_kind=None if output_kind == "auto" else output_kind,
         replace=replace,

@@ -61,6 +61,7 @@ from calibration.samples.samples import Samples
 from calibration.statistics import activations
 from calibration.statistics.activations import Progress, Quantization
 from calibration.statistics.clipping import Histogram
+from splitedge import errors
 from splitedge.head.executor import Head
 from splitedge.head.preprocess import input_quantization
 from splitedge.head.text import Tokenizer
@@ -74,6 +75,9 @@ ANSWERS: Final = 16
 #: Range of the output's codes, as a multiple of the observed range. Otherwise two clipped logits would tie for the
 #: first place.
 OUTPUT_ROOM: Final = 1.2
+#: Reasons of a `errors.ModelError` that a head causes: a tensor inside that is not finite (an infinite mask), sums beyond
+#: 32 bits, and the limits of agents.
+ENDS_HEADS: Final = {"not-finite", "not-finite-at-8-bits", "overflow", "over-limits", "activations", "too-large"}
 #: Greatest sum of the probabilities of classes below the output's codes, relative to the answer's.
 UNREACHABLE: Final = 1e-4
 
@@ -107,10 +111,39 @@ def create(
     - ``tokenizer``: the tokenizer of the samples' texts, which agents use too.
     - ``output_kind``: as in `outputs.describe`.
 
+    A model that ONNX Runtime answers and no integer head computes (`ENDS_HEADS`) gets a bundle with one offered cut, the
+    input: the server runs it whole. The bundle names the reason among its unsupported operators.
+
     Raises `errors.ModelError`, `errors.InputError` (samples, classes or class names do not match the model),
     `errors.UsageError` (a metric that needs classes, without any) and `errors.StoreError` (the folder is not writable).
     """
+    make = functools.partial(
+        _create, path, name, model, samples, labels, progress, rounding, cache, metric, tokenizer, output_kind
+    )
     network = layers.build(Graph.of(model))
+    try:
+        return make(network)
+    except errors.ModelError as error:
+        if error.data.get("reason") not in ENDS_HEADS or not network.layers or network.source == "i32":
+            raise
+        return make(network.whole(f"the server runs the model whole, because {str(error).partition(';')[0]}"))
+
+
+def _create(
+    path: Path,
+    name: str,
+    model: onnx.ModelProto,
+    samples: Samples,
+    labels: Sequence[str],
+    progress: Progress,
+    rounding: Rounding,
+    cache: Path | None,
+    metric: MetricChoice,
+    tokenizer: Tokenizer | None,
+    output_kind: OutputKind | None,
+    network: layers.Network,
+) -> Bundle:
+    """`create` with the layers of ``network``."""
     check_shape(network.graph, samples.preprocess)
     check_ids(network, samples)
     answers = _some_answers(model, samples)

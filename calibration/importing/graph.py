@@ -49,10 +49,7 @@ class Graph:
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> Graph:
-        """The graph of a model with one input and one output, whose input has known dimensions except the batch.
-
-        Raises `errors.ModelError` if shapes contradict each other.
-        """
+        """The graph of a model with one input and one output, whose input has known dimensions except the batch."""
         inferred = infer_shapes(with_batch(model, 1)).graph
         constants = {t.name: onnx.numpy_helper.to_array(t) for t in inferred.initializer}
         constants |= {n.output[0]: _constant(n) for n in inferred.node if n.op_type == "Constant"}
@@ -137,13 +134,13 @@ def tail_model(model: onnx.ModelProto, tensor: str, shape: Iterable[int]) -> onn
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of ``model`` with inferred shapes. Raises `errors.ModelError` if they contradict each other."""
+    """A copy of ``model`` with inferred shapes; with those of the file if onnx finds a contradiction."""
     try:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception as error:  # onnx's errors have no common base
-        raise errors.ModelError(
-            f"the shapes of the model contradict each other ({error}); export it again", reason="shapes"
-        ) from error
+    except Exception:  # onnx's errors have no common base; ONNX Runtime infers shapes itself
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        return copy
 
 
 def in_order(graph: onnx.GraphProto) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -35,7 +36,11 @@ _MOST_LEFT_OUT: Final = 4
 
 
 def load(
-    source: str, input_shape: Sequence[int] | None = None, output: str | None = None, padding: int = 0
+    source: str,
+    input_shape: Sequence[int] | None = None,
+    output: str | None = None,
+    padding: int = 0,
+    constants: Mapping[str, float] = MappingProxyType({}),
 ) -> onnx.ModelProto:
     """Import the model in ``source``.
 
@@ -43,7 +48,7 @@ def load(
     nn.Module. ``input_shape`` is the whole shape in the file's own order with a batch of 1, such as [1, 3, 224, 224] or
     [1, 224, 224, 3]. A module requires it; an ONNX file requires it only for open dimensions. ``output`` names the
     output tensor (None: the first output). Other inputs of a text model are computed from its token ids, where
-    ``padding`` marks padding (`signature.derive_inputs`).
+    ``padding`` marks padding (`signature.derive_inputs`). ``constants``: values of further inputs.
 
     The result has one input, float32 (images [1, C, H, W]) or int64 token ids, and one output. Constants and batch
     norms are folded, and operators are standard. The batch axis is named `BATCH` if the model treats the samples of a
@@ -59,6 +64,7 @@ def load(
     Raises `errors.ModelError`.
     """
     file = read(source, input_shape)
+    signature.fix_inputs(file, constants)
     prepare = functools.partial(_prepared, source=source, input_shape=input_shape, output=output, padding=padding)
     model, fixed, indices = _in_floats(file, prepare) or prepare(file)
     reference = _reference(fixed, _batch_of(model), padding)
@@ -209,6 +215,7 @@ def _prepared(
     checks.refuse_nonfinite(model)
     signature.main_input_first(model)
     precision.float_ends(model)
+    signature.with_few_axes(model)
     _check(model, source)
     fixed = _fixed(model, input_shape)
     signature.derive_inputs(fixed, padding)

@@ -6,6 +6,8 @@ the channels last.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -63,6 +65,49 @@ _GREATEST: Final = {
 _PASS_INDICES: Final = {*SHAPES, "Cast"}
 
 
+def fix_inputs(model: onnx.ModelProto, values: Mapping[str, float]) -> None:
+    """Give inputs of ``model`` one constant value each: every element of the input. Open dimensions become 1.
+
+    Raises `errors.ModelError` if an input does not exist or does not hold numbers.
+    """
+    graph = model.graph
+    for name, value in values.items():
+        entry = next((i for i in inputs(graph) if i.name == name), None)
+        if entry is None or entry.type.tensor_type.elem_type not in NUMBERS:
+            names = ", ".join(i.name for i in inputs(graph))
+            raise errors.ModelError(
+                f"{name} is not an input of numbers; the inputs are {names}", reason="unknown-input", input=name
+            )
+        kind = entry.type.tensor_type
+        shape = [max(1, dim.dim_value) for dim in kind.shape.dim]
+        constant = np.full(shape, value).astype(helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        graph.input.remove(entry)
+        graph.initializer.append(numpy_helper.from_array(constant, name))
+
+
+def with_few_axes(model: onnx.ModelProto) -> None:
+    """Let the first input have 2 to 4 axes, as a frame does: [N] becomes [1, N], and of five or more axes those between
+    the first and the last are joined, [1, C, T, H, W] to [1, C T H, W]. Inputs with other open dimensions stay.
+    """
+    graph = model.graph
+    entry = inputs(graph)[0]
+    name, dims = entry.name, entry.type.tensor_type.shape.dim
+    sizes = [dim.dim_value for dim in dims]
+    if len(sizes) == 1 and sizes[0]:
+        whole, own = [1, sizes[0]], sizes
+    elif len(sizes) > 4 and all(sizes[1:]):
+        whole, own = [1, math.prod(sizes[1:-1]), sizes[-1]], [1, *sizes[1:]]
+    else:
+        return
+    rename(graph, name, f"{name}@axes")
+    graph.initializer.append(numpy_helper.from_array(np.array(own, np.int64), f"{name}@sizes"))
+    node = helper.make_node("Reshape", [name, f"{name}@sizes"], [f"{name}@axes"], f"{name}@axes")
+    graph.node.insert(0, node)
+    del dims[:]
+    for size in whole:
+        dims.add().dim_value = size
+
+
 def main_input_first(model: onnx.ModelProto) -> None:
     """Move the input that receives the frames to the front: the only input, or the token ids.
 
@@ -74,8 +119,8 @@ def main_input_first(model: onnx.ModelProto) -> None:
     if len(mains) != 1 or (others and not all(map(_holds_tokens, (mains[0], *others)))):
         names = ", ".join(i.name for i in found) or "none"
         raise errors.ModelError(
-            f"the model's inputs are {names}; export it with one input, or with token ids "
-            "and any of attention_mask, token_type_ids and position_ids",
+            f"the model's inputs are {names}, and frames feed one; give each of the others a constant value, such as "
+            f"--constant {found[-1].name if found else 'NAME'}=0 (a recurrent state then forgets earlier frames)",
             reason="inputs",
             inputs=[i.name for i in found],
         )
@@ -247,9 +292,10 @@ def _role(value: onnx.ValueInfoProto) -> Role | None:
 
 
 def _holds_tokens(value: onnx.ValueInfoProto) -> bool:
-    """Whether ``value`` holds one number per token, [batch, T]. Token ids are int64; a mask may have another type."""
+    """Whether ``value`` holds one number per token, [batch, T]. Token ids are whole; a mask may have another type."""
     kind = value.type.tensor_type
-    return len(kind.shape.dim) == 2 and (kind.elem_type == TensorProto.INT64 or _role(value) == "mask")
+    is_whole = kind.elem_type in (TensorProto.INT64, TensorProto.INT32)
+    return len(kind.shape.dim) == 2 and (is_whole or _role(value) == "mask")
 
 
 def _kind(value: onnx.ValueInfoProto) -> str:

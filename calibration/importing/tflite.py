@@ -307,9 +307,9 @@ def _convolve(work: _Converter, op: Operator, weight: Array, groups: int) -> Non
     strides, dilations = [o.StrideH(), o.StrideW()], [o.DilationHFactor(), o.DilationWFactor()]
     windows = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
     pads = _pads(work.shape(x)[1:3], work.shape(y)[1:3], windows, strides, o.Padding())
-    given = [work.get(x, "first"), work.constant(weight, f"{work.named(y)}@weight")]
+    given = [work.get(x, "first"), work.constant(weight, f"{work.named(y)}/weight")]
     if len(op.inputs) > 2 and op.inputs[2] >= 0:
-        given.append(work.constant(work.value(op.inputs[2]), f"{work.named(y)}@bias"))
+        given.append(work.constant(work.value(op.inputs[2]), f"{work.named(y)}/bias"))
     made = work.add("Conv", given, strides=strides, dilations=dilations, pads=pads, group=groups)
     work.finish(op, made, "first", o.FusedActivationFunction())
 
@@ -321,9 +321,9 @@ def _transpose_conv(work: _Converter, op: Operator) -> None:
     pads = _pads(outs, sizes, kernel, strides, o.Padding())
     full = [(size - 1) * stride + k for size, stride, k in zip(sizes, strides, kernel, strict=True)]
     more = [out - f + pads[i] + pads[i + 2] for i, (out, f) in enumerate(zip(outs, full, strict=True))]
-    given = [work.get(x, "first"), work.constant(weight, f"{work.named(y)}@weight")]
+    given = [work.get(x, "first"), work.constant(weight, f"{work.named(y)}/weight")]
     if len(op.inputs) > 3 and op.inputs[3] >= 0:
-        given.append(work.constant(work.value(op.inputs[3]), f"{work.named(y)}@bias"))
+        given.append(work.constant(work.value(op.inputs[3]), f"{work.named(y)}/bias"))
     made = work.add("ConvTranspose", given, strides=strides, pads=pads, output_padding=more)
     work.finish(op, made, "first", o.FusedActivationFunction())
 
@@ -332,7 +332,7 @@ def _fully_connected(work: _Converter, op: Operator) -> None:
     x, w, y, o = op.inputs[0], op.inputs[1], op.outputs[0], op.options
     weight = work.value(w)
     bias = (
-        [work.constant(work.value(op.inputs[2]), f"{work.named(y)}@bias")]
+        [work.constant(work.value(op.inputs[2]), f"{work.named(y)}/bias")]
         if len(op.inputs) > 2 and op.inputs[2] >= 0
         else []
     )
@@ -340,9 +340,9 @@ def _fully_connected(work: _Converter, op: Operator) -> None:
         source = (
             work.get(x) if work.rank(x) == 2 else work.add("Reshape", [work.flat(x), work.ints(-1, weight.shape[1])])
         )
-        made = work.add("Gemm", [source, work.constant(weight, f"{work.named(y)}@weight"), *bias], transB=1)
+        made = work.add("Gemm", [source, work.constant(weight, f"{work.named(y)}/weight"), *bias], transB=1)
     else:
-        made = work.add("MatMul", [work.get(x), work.constant(weight.T, f"{work.named(y)}@weight")])
+        made = work.add("MatMul", [work.get(x), work.constant(weight.T, f"{work.named(y)}/weight")])
         made = work.add("Add", [made, *bias]) if bias else made
         if work.shape(y)[:-1] != work.shape(x)[:-1]:
             made = work.add("Reshape", [made, work.ints(*work.shape(y))])
@@ -426,7 +426,7 @@ def _prelu(work: _Converter, op: Operator) -> None:
     value = work.value(slope)
     value = value.reshape((1,) * (work.rank(x) - value.ndim) + value.shape)
     value = value.transpose(_FIRST)[0] if order == "first" else value[0] if value.ndim > 1 else value
-    made = work.add("PRelu", [work.get(x, order), work.constant(value, f"{work.named(op.outputs[0])}@slope")])
+    made = work.add("PRelu", [work.get(x, order), work.constant(value, f"{work.named(op.outputs[0])}/slope")])
     work.finish(op, made, order)
 
 

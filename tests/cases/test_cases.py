@@ -68,6 +68,25 @@ def test_the_imported_model_answers_as_the_file_does(tmp_path: Path, name: str) 
         np.testing.assert_allclose(found.reshape(-1), wanted.reshape(-1)[: found.size], rtol=1e-3, atol=1e-4)
 
 
+def test_the_newest_operator_set_is_read(tmp_path: Path) -> None:
+    """Also where ONNX Runtime does not know it yet."""
+    original = models.plain(opset=onnx.defs.onnx_opset_version(), ir=onnx.IR_VERSION)
+    model = load(original, tmp_path)
+    x = to_onnx(samples(model)[0][None])
+    (wanted,) = ReferenceEvaluator(original).run(None, {"x": x})
+    np.testing.assert_allclose(importer.session(model).run(None, {"x": x})[0], wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [("n", "h", "w", 3), ("n", 16, "w", 3)])
+def test_open_sizes_are_given_in_the_files_own_order(tmp_path: Path, shape: tuple[int | str, ...]) -> None:
+    original = models.channels_last(shape)
+    model = load(original, tmp_path, input_shape=[1, 16, 20, 3])
+    assert Graph.of(model).stored_shape("x") == [16, 20, 3]
+    x = np.random.default_rng(0).normal(size=(1, 16, 20, 3)).astype(np.float32)
+    (found,) = importer.session(model).run(None, {"x": to_onnx(x)})
+    np.testing.assert_allclose(found, unoptimized(original, x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", models.REFUSED)
 def test_what_no_import_can_put_right_is_refused_by_name(tmp_path: Path, name: str) -> None:
     make, data = models.REFUSED[name]

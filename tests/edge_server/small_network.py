@@ -58,6 +58,7 @@ def request_of(source: Path, **changes: Any) -> Request:
                 "rounding": "gptq",
                 "metric": "auto",
                 "padding": 0,
+                "constants": (),
                 "arrays": source.parent / "x.npy",
             }
             | changes
