@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import onnx
 
-from calibration.importing import checks, masks, outputs, precision, quantized, rewrites, signature, tflite
+from calibration.importing import branches, checks, masks, outputs, precision, quantized, rewrites, signature, tflite
 from calibration.importing.graph import Graph, inputs, with_batch
 from calibration.importing.reading import export, read
 from calibration.importing.sessions import EVERY, OPTIMIZERS, disable, optimized, session, session_options, unoptimized
@@ -65,6 +65,7 @@ def load(
     """
     file = read(source, input_shape)
     signature.fix_inputs(file, constants)
+    branches.take_constant(file)
     prepare = functools.partial(_prepared, source=source, input_shape=input_shape, output=output, padding=padding)
     model, fixed, indices = _in_floats(file, prepare) or prepare(file)
     reference = _reference(fixed, _batch_of(model), padding)

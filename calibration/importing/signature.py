@@ -71,10 +71,10 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, float]) -> None:
     Raises `errors.ModelError` if an input does not exist or does not hold numbers.
     """
     graph = model.graph
+    names = ", ".join(i.name for i in inputs(graph))
     for name, value in values.items():
         entry = next((i for i in inputs(graph) if i.name == name), None)
         if entry is None or entry.type.tensor_type.elem_type not in NUMBERS:
-            names = ", ".join(i.name for i in inputs(graph))
             raise errors.ModelError(
                 f"{name} is not an input of numbers; the inputs are {names}", reason="unknown-input", input=name
             )

@@ -184,3 +184,39 @@ def test_ids_and_marks_of_32_bits_are_tokens(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "model.onnx")
     made = importer.load(str(tmp_path / "model.onnx"), [1, TOKENS])
     assert Graph.of(made).takes_ids
+
+
+def branching() -> onnx.ModelProto:
+    """2 x at a rate of 16, else 3 x or, at a rate of 8, -x; the branches use one name for their constants."""
+
+    def branch(factor: float, inner: onnx.NodeProto | None = None) -> onnx.GraphProto:
+        node = inner or helper.make_node("Mul", ["x", "k"], ["scaled"])
+        constants = [] if inner else [numpy_helper.from_array(np.float32(factor), "k")]
+        out = helper.make_tensor_value_info("other" if inner else "scaled", TensorProto.FLOAT, None)
+        return helper.make_graph([node], f"by{factor}", [], [out], constants)
+
+    deeper = helper.make_node("If", ["low"], ["other"], then_branch=branch(-1), else_branch=branch(3))
+    nodes = [
+        helper.make_node("Equal", ["sr", "high_rate"], ["high"]),
+        helper.make_node("Equal", ["sr", "low_rate"], ["low"]),
+        helper.make_node("If", ["high"], ["found"], then_branch=branch(2), else_branch=branch(0, deeper)),
+        helper.make_node("Add", ["found", "k"], ["y"]),
+    ]
+    entries = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4]),
+        helper.make_tensor_value_info("sr", TensorProto.INT64, []),
+    ]
+    rates = [numpy_helper.from_array(np.array(v), n) for n, v in (("high_rate", 16), ("low_rate", 8))]
+    rates.append(numpy_helper.from_array(np.float32(0.5), "k"))
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])
+    graph = helper.make_graph(nodes, "g", entries, [out], rates)
+    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 13)])
+
+
+@pytest.mark.parametrize(("rate", "factor"), [(16, 2), (8, -1), (44, 3)])
+def test_a_constant_condition_takes_its_branch(tmp_path: Path, rate: int, factor: float) -> None:
+    onnx.save(branching(), tmp_path / "model.onnx")
+    made = importer.load(str(tmp_path / "model.onnx"), constants={"sr": rate})
+    assert "If" not in {node.op_type for node in made.graph.node}
+    x = np.array([[1, -2, 3, 4]], np.float32)
+    np.testing.assert_array_equal(importer.session(made).run(None, {"x": x})[0], factor * x + 0.5)
