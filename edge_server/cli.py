@@ -64,7 +64,7 @@ def add(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="An .onnx file, an exported program (.pt2), or package.module:function that returns a torch module.",
+            help="An .onnx or .tflite file, an exported program (.pt2), or package.module:function that returns a torch module.",
             show_default=False,
         ),
     ],
@@ -170,11 +170,19 @@ def add(
         int | None,
         _tensors("--size", min=1, help="Short for --input-shape 1,3,SIZE,SIZE."),
     ] = None,
+    constant: Annotated[
+        list[str] | None,
+        _tensors(
+            "--constant",
+            metavar="NAME=VALUE",
+            help="Constant value of a further input of the model, such as sr=16000; may be repeated.",
+        ),
+    ] = None,
     output: Annotated[
         str | None,
         _tensors(
             "--output",
-            help="Tensor to answer with: an output, or any float32 tensor inside the model; several are separated by commas. "
+            help="Tensor to answer with: an output, or any tensor of numbers inside the model; several are separated by commas. "
             "[default: the first output; all of a detector]",
         ),
     ] = None,
@@ -259,6 +267,7 @@ def add(
         metric=metric,
         output=output,
         padding=padding,
+        constants=tuple(constant or ()),
         tokenizer=tokenizer,
         output_kind=None if output_kind == "auto" else output_kind,
         task=TaskOptions(task, boxes, score, iou, threshold),

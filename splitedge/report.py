@@ -178,7 +178,7 @@ def _model(model: ModelInfo) -> list[str]:
 
 def _unsupported(model: ModelInfo) -> str:
     """The first operators that the integer head does not support."""
-    names = [shorten(plain(one), 60) for one in model.unsupported[:5]]
+    names = [shorten(plain(one), 60 if len(model.unsupported) > 1 else 200) for one in model.unsupported[:5]]
     more = len(model.unsupported) - len(names)
     return ", ".join(names) + (f" and {more} more" if more else "")
 

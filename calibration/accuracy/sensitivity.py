@@ -38,6 +38,8 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 Rounder = Callable[[Weighted, int], Rounded]
 
+#: Share of the greatest noise of a layer below which a width counts as free of noise.
+_NO_NOISE: Final = 1e-6
 #: Minimum number of output differences (samples x outputs) in a measured noise, and minimum number of samples. `WORK`
 #: limits the samples of large networks: it is the maximum of multiply-accumulates in one run over all samples.
 ENOUGH: Final = (16_384, 16)
@@ -78,12 +80,14 @@ def fit(tensor: str, noise: Sequence[float]) -> Sensitivity:
 def law(noise: Sequence[float], bits: Sequence[int]) -> tuple[float, float]:
     """The p of the law p x 4^-bits nearest to ``noise`` in logarithms, and its root mean square error in bits.
 
-    Both are 0 if there is no noise.
+    Both are 0 if there is no noise. Widths without noise, those on whose grid the weights of an int8 file are, do not
+    count.
     """
     found: F64 = np.asarray(noise, np.float64)
     if not found.any():
         return 0.0, 0.0
-    scaled = np.log2(np.maximum(found, 1e-30)) + 2.0 * np.array(bits)
+    counted = found > _NO_NOISE * found.max()
+    scaled = np.log2(found[counted]) + 2.0 * np.array(bits)[counted]
     return float(2 ** scaled.mean()), float(scaled.std() / 2)
 
 

@@ -49,7 +49,7 @@ from calibration.bundle.requirements import (
     cut_places,
     metric_for,
 )
-from calibration.importing import cuts, joining, outputs
+from calibration.importing import cuts, joining, outputs, quantized
 from calibration.importing.graph import Graph, short
 from calibration.lowering import layers
 from calibration.lowering.lower import Bits, Calibration, lower
@@ -61,7 +61,7 @@ from calibration.samples.samples import Samples
 from calibration.statistics import activations
 from calibration.statistics.activations import Progress, Quantization
 from calibration.statistics.clipping import Histogram
-from splitedge import tasks
+from splitedge import errors, tasks
 from splitedge.head.executor import Head
 from splitedge.head.preprocess import input_quantization
 from splitedge.head.text import Tokenizer
@@ -75,6 +75,9 @@ ANSWERS: Final = 16
 #: Range of the output's codes, as a multiple of the observed range. Otherwise two clipped logits would tie for the
 #: first place.
 OUTPUT_ROOM: Final = 1.2
+#: Reasons of a `errors.ModelError` that a head causes: a tensor inside that is not finite (an infinite mask), sums beyond
+#: 32 bits, and the limits of agents.
+ENDS_HEADS: Final = {"not-finite", "not-finite-at-8-bits", "overflow", "over-limits", "activations", "too-large"}
 #: Greatest sum of the probabilities of classes below the output's codes, relative to the answer's.
 UNREACHABLE: Final = 1e-4
 
@@ -109,6 +112,9 @@ def create(
     - ``tokenizer``: the tokenizer of the samples' texts, which agents use too.
     - ``output_kind``: as in `outputs.describe`. ``task``: what the outputs mean, for a model without classes.
 
+    A model that ONNX Runtime answers and no integer head computes (`ENDS_HEADS`) gets a bundle with one offered cut, the
+    input: the server runs it whole. The bundle names the reason among its unsupported operators.
+
     Raises `errors.ModelError`, `errors.InputError` (samples, classes or class names do not match the model),
     `errors.UsageError` (a metric that needs classes, without any) and `errors.StoreError` (the folder is not writable).
     """
@@ -120,11 +126,38 @@ def create(
         network = layers.build(Graph.of(model))
     has_classes = bool(labels) or samples.classes is not None
     output = outputs.of_model(model, answers, output_kind, classes=has_classes, embedding=metric == "cosine", task=task)
+    make = functools.partial(
+        _create, path, name, model, samples, labels, progress, rounding, cache, metric, tokenizer, output
+    )
+    try:
+        return make(network)
+    except errors.ModelError as error:
+        if error.data.get("reason") not in ENDS_HEADS or not network.layers or network.source == "i32":
+            raise
+        return make(network.whole(f"the server runs the model whole, because {str(error).partition(';')[0]}"))
+
+
+def _create(
+    path: Path,
+    name: str,
+    model: onnx.ModelProto,
+    samples: Samples,
+    labels: Sequence[str],
+    progress: Progress,
+    rounding: Rounding,
+    cache: Path | None,
+    metric: MetricChoice,
+    tokenizer: Tokenizer | None,
+    output: Output,
+    network: layers.Network,
+) -> Bundle:
+    """`create` with the layers of ``network``, for a model with this ``output``."""
     judged_by = metric_for(metric, samples, output)
+    has_classes = bool(labels) or samples.classes is not None
     if judged_by != "top1":
         samples = Samples(samples.preprocess, samples.sources)
     labels = labels if output.has_classes or output.task is not None else ()
-    check_output(answers[0].size)
+    check_output(math.prod(output.computed))
     check_classes(tasks.classes(output) or len(labels), samples, labels)
     kept = None if cache is None else Cache(cache)
     ranked = judged_by in ("top1", "agreement") and has_classes
@@ -359,6 +392,8 @@ def calibrate(
 ) -> Calibration:
     """The quantization of every tensor of a head, and the mean inputs of its layers; both empty for a transformer.
 
+    A tensor that an int8 file codes keeps the file's scale and zero point.
+
     ``ranked``: the outputs are those of classes, so only the greatest matter. If omitted: the samples have classes.
     """
     if network.source != "u8":
@@ -371,6 +406,10 @@ def calibrate(
         known = samples.classes is not None if ranked is None else ranked
         chosen = _output_quantization(network, found[graph.output], known)
         quantizations |= dict.fromkeys((graph.output, _holder(network)), chosen)
+    taken = {t: Quantization(*code) for t, code in quantized.codes(model).items()}
+    quantizations |= {t: taken[t] for t in quantizations.keys() & taken.keys()}
+    if graph.output in quantizations and (own := taken.get(graph.output, taken.get(_holder(network)))) is not None:
+        quantizations |= dict.fromkeys((graph.output, _holder(network)), own)
     if samples.preprocess.kind == "image":
         quantizations[graph.input] = Quantization(*input_quantization(samples.preprocess))
     fed = {la.inputs[0] for la in network.layers if isinstance(la, layers.Conv)}

@@ -276,7 +276,9 @@ class _Model:
         parts = {"Tensors": self._offsets(self._tensors), "Operators": self._offsets(self._operators)}
         graphs = self._offsets([self._table("SubGraph", **parts, **ends)])
         numbers = [getattr(tflite.BuiltinOperator, name) for name in self._codes]
-        codes = self._offsets([self._table("OperatorCode", DeprecatedBuiltinCode=n, BuiltinCode=n) for n in numbers])
+        codes = self._offsets(
+            [self._table("OperatorCode", DeprecatedBuiltinCode=min(n, 127), BuiltinCode=n) for n in numbers]
+        )
         buffers = self._offsets(self._buffers)
         model = self._table("Model", Version=_SCHEMA, OperatorCodes=codes, Subgraphs=graphs, Buffers=buffers)
         self._builder.Finish(model, b"TFL3")

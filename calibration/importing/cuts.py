@@ -52,7 +52,11 @@ def find(network: Network) -> list[Place]:
 
 
 def unsupported(network: Network) -> list[str]:
-    """The unsupported operators in order, as "OpType (node name)"."""
+    """The unsupported operators in order, as "OpType (node name)"; the reason if no operator is in a head."""
+    if network.unsupported and not network.layers:
+        reasons = list(dict.fromkeys(why for _, why in network.unsupported))
+        if len(network.unsupported) == len(network.graph.nodes) and len(reasons) == 1:
+            return reasons
     return [str(node) for node, _ in network.unsupported]
 
 

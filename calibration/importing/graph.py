@@ -49,10 +49,7 @@ class Graph:
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> Graph:
-        """The graph of a model with one input and one output, whose input has known dimensions except the batch.
-
-        Raises `errors.ModelError` if shapes contradict each other.
-        """
+        """The graph of a model with one input and one output, whose input has known dimensions except the batch."""
         inferred = infer_shapes(with_batch(model, 1)).graph
         constants = {t.name: onnx.numpy_helper.to_array(t) for t in inferred.initializer}
         constants |= {n.output[0]: _constant(n) for n in inferred.node if n.op_type == "Constant"}
@@ -137,13 +134,37 @@ def tail_model(model: onnx.ModelProto, tensor: str, shape: Iterable[int]) -> onn
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of ``model`` with inferred shapes. Raises `errors.ModelError` if they contradict each other."""
+    """A copy of ``model`` with inferred shapes; with those of the file if onnx finds a contradiction."""
     try:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception as error:  # onnx's errors have no common base
-        raise errors.ModelError(
-            f"the shapes of the model contradict each other ({error}); export it again", reason="shapes"
-        ) from error
+    except Exception:  # onnx's errors have no common base; ONNX Runtime infers shapes itself
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        return copy
+
+
+def in_order(graph: onnx.GraphProto) -> None:
+    """Sort the operators of ``graph`` so that each one follows those whose results it reads.
+
+    Operators that are in order keep their places. A cycle stays, for the checker to name.
+    """
+    nodes = list(graph.node)
+    makers = {t: place for place, node in enumerate(nodes) for t in node.output if t}
+    before = [sorted({makers[t] for t in reads(node) if t in makers}) for node in nodes]
+    if all(place > max(needed, default=-1) for place, needed in enumerate(before)):
+        return
+    met, placed = set[int](), dict[int, None]()
+    for first in range(len(nodes)):
+        waiting = [first]
+        while waiting:
+            place = waiting[-1]
+            missing = [] if place in met else [p for p in reversed(before[place]) if p not in met]
+            met.add(place)
+            waiting += missing
+            if not missing:
+                placed[waiting.pop()] = None
+    del graph.node[:]
+    graph.node.extend(nodes[place] for place in placed)
 
 
 def drop_unread(graph: onnx.GraphProto) -> None:

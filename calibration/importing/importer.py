@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Final
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 import numpy as np
 import onnx
 
-from calibration.importing import checks, joining, masks, outputs, rewrites, signature
+from calibration.importing import (
+    branches,
+    checks,
+    joining,
+    masks,
+    outputs,
+    precision,
+    quantized,
+    rewrites,
+    signature,
+    tflite,
+)
 from calibration.importing.graph import Graph, inputs, with_batch
 from calibration.importing.reading import export, read
-from calibration.importing.sessions import EVERY, OPTIMIZERS, disable, optimized, session, session_options
-from calibration.importing.verify import Reference
+from calibration.importing.sessions import EVERY, OPTIMIZERS, disable, optimized, session, session_options, unoptimized
+from calibration.importing.verify import Reference, resemble
 from splitedge import errors, limits
 
 __all__ = ["BATCH", "batched", "export", "load", "session", "session_options", "simplify"]
@@ -38,43 +51,35 @@ def load(
     input_shape: Sequence[int] | None = None,
     output: str | Sequence[str] | None = None,
     padding: int = 0,
+    constants: Mapping[str, float] = MappingProxyType({}),
 ) -> onnx.ModelProto:
     """Import the model in ``source``.
 
-    ``source`` is an ``.onnx`` file, an exported program ``.pt2``, or ``package.module:callable`` that returns an
+    ``source`` is an ``.onnx`` or ``.tflite`` file, an exported program ``.pt2``, or ``package.module:callable`` that returns an
     nn.Module. ``input_shape`` is the whole shape in the file's own order with a batch of 1, such as [1, 3, 224, 224] or
     [1, 224, 224, 3]. A module requires it; an ONNX file requires it only for open dimensions. ``output`` names the
     output tensor (None: the first output). Several names, or an empty list for all outputs, are joined to one vector
     (`calibration.importing.joining`). Other inputs of a text model are computed from its token ids, where
-    ``padding`` marks padding (`signature.derive_inputs`).
+    ``padding`` marks padding (`signature.derive_inputs`). ``constants``: values of further inputs.
 
     The result has one input, float32 (images [1, C, H, W]) or int64 token ids, and one output. Constants and batch
     norms are folded, and operators are standard. The batch axis is named `BATCH` if the model treats the samples of a
     batch alike; else its size is 1.
+
+    Half-precision and quantized files become float32 (`calibration.importing.precision`,
+    `calibration.importing.quantized`). Where that changes their answers by more than rounding, they stay as they are,
+    and an integer head ends before the first such operator.
 
     The result answers as the file does without graph optimization (`calibration.importing.verify`). Steps that change
     the answers are disabled, and the metadata names the ONNX Runtime optimizers that `session` disables. If the model
     ends in an ArgMax, the result outputs the scores before it and the metadata records the ArgMax (`outputs.recorded`).
     Raises `errors.ModelError`.
     """
-    model = read(source, input_shape)
-    several = None if output is None or isinstance(output, str) else list(output) or joining.outputs(model)
-    if several is not None and len(several) == 1:
-        output, several = several[0], None
-    if several is None:
-        assert output is None or isinstance(output, str)
-        indices = signature.scores_for_indices(model, output)
-        signature.keep_output(model, None if indices else output)
-    else:
-        indices = None
-    checks.refuse_training(model)
-    checks.refuse_nonfinite(model)
-    signature.main_input_first(model)
-    _check(model, source)
-    fixed = _fixed(model, input_shape)
-    if several is not None:
-        joining.join(fixed, several)
-    signature.derive_inputs(fixed, padding)
+    file = read(source, input_shape)
+    signature.fix_inputs(file, constants)
+    branches.take_constant(file)
+    prepare = functools.partial(_prepared, source=source, input_shape=input_shape, output=output, padding=padding)
+    model, fixed, indices = _in_floats(file, prepare) or prepare(file)
     reference = _reference(fixed, _batch_of(model), padding)
     turned = signature.channels_first(fixed)
     signature.with_batch_axis(fixed, reference.shape)
@@ -82,6 +87,7 @@ def load(
     checks.refuse_nonfinite(made)
     outputs.record(made, indices)
     joining.keep(made, joining.joined(fixed))
+    quantized.record(made, quantized.codes(model))
     return made
 
 
@@ -175,6 +181,71 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     return copy
+
+
+# --- other number types ---------------------------------------------------------------------------------------------
+
+
+class _Prepared(NamedTuple):
+    """A ``model`` with one input and one output, the same ``fixed`` to a batch of 1, and the ArgMax that it ends in."""
+
+    model: onnx.ModelProto
+    fixed: onnx.ModelProto
+    indices: signature.ArgMax | None
+
+
+def _in_floats(file: onnx.ModelProto, prepare: Callable[[onnx.ModelProto], _Prepared]) -> _Prepared | None:
+    """The float32 form of ``file``, without codes and half precision (`quantized.to_float`).
+
+    None if it has neither, if its form of them is not known, or if the float form gives other answers.
+    """
+    codes = quantized.is_quantized(file)
+    if not codes and not precision.has_other_floats(file):
+        return None
+    model = _copy(file)
+    try:
+        precision.to_float32(model)
+        if codes:
+            quantized.to_float(model)
+        floats = prepare(model)
+        unoptimized(floats.fixed)
+    except (KeyError, ValueError, IndexError, errors.ModelError):
+        return None
+    try:
+        taken = inputs(file.graph)[0].type.tensor_type.elem_type
+        fits = resemble(prepare(_copy(file)).fixed, floats.fixed, quantized.codes(floats.model), taken)
+    except errors.ModelError:
+        return floats  # ONNX Runtime runs the float form only
+    return floats if fits else None
+
+
+def _prepared(
+    model: onnx.ModelProto,
+    source: str,
+    input_shape: Sequence[int] | None,
+    output: str | Sequence[str] | None,
+    padding: int,
+) -> _Prepared:
+    several = None if output is None or isinstance(output, str) else list(output)
+    if several is not None and len(several or model.graph.output) == 1:
+        output, several = next(iter(several), None), None
+    indices = None
+    if several is None:
+        assert output is None or isinstance(output, str)
+        indices = signature.scores_for_indices(model, output)
+        signature.keep_output(model, None if indices else output)
+    tflite.refuse_unconverted(model)
+    checks.refuse_training(model)
+    checks.refuse_nonfinite(model)
+    signature.main_input_first(model)
+    precision.float_ends(model)
+    signature.with_few_axes(model)
+    _check(model, source)
+    fixed = _fixed(model, input_shape)
+    if several is not None:
+        joining.join(fixed, several or joining.outputs(fixed))
+    signature.derive_inputs(fixed, padding)
+    return _Prepared(model, fixed, indices)
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------

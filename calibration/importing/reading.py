@@ -12,11 +12,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import onnx
+import onnx.version_converter
 
-from calibration.importing.graph import infer_shapes, subgraphs
-from calibration.importing.sessions import brief
+from calibration.importing import tflite
+from calibration.importing.graph import in_order, infer_shapes, subgraphs
+from calibration.importing.sessions import brief, unoptimized
 from splitedge import errors, limits
 
+#: Newest IR version that every supported ONNX Runtime reads.
+_NEWEST_IR: Final = 10
+#: Newest operator set that every supported ONNX Runtime knows.
+_OLDER_OPSET: Final = 21
 #: First bytes of a Git LFS pointer, which replaces a large file that was not downloaded.
 _POINTER: Final = b"version https://git-lfs"
 
@@ -29,6 +35,8 @@ def read(source: str, input_shape: Sequence[int] | None) -> onnx.ModelProto:
     path = Path(source)
     if path.suffix == ".onnx":
         return _read_onnx(_existing(path))
+    if path.suffix == ".tflite":
+        return tflite.read(_existing(path))
     if path.suffix == ".pt2":
         return export(_read_exported(_existing(path)), None)
     if ":" in source:
@@ -38,7 +46,8 @@ def read(source: str, input_shape: Sequence[int] | None) -> onnx.ModelProto:
             )
         return export(_call(source), input_shape)
     raise errors.ModelError(
-        f"{source} is not a model: give an .onnx file, a .pt2 file, or package.module:callable", reason="not-a-model"
+        f"{source} is not a model: give an .onnx, .tflite or .pt2 file, or package.module:callable",
+        reason="not-a-model",
     )
 
 
@@ -79,18 +88,48 @@ def _read_onnx(path: Path) -> onnx.ModelProto:
         onnx.load_external_data_for_model(model, str(path.parent))
         _one_domain(model)
         _constants_are_no_inputs(model.graph)
-        model.ir_version = max(model.ir_version, 4)  # before IR 4, constants must also be inputs
+        # before IR 4, constants must also be inputs; newer ones only add types and notes
+        model.ir_version = min(max(model.ir_version, 4), _NEWEST_IR)
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
+        for part in subgraphs(model.graph):
+            in_order(part)
         if not all(o.type.tensor_type.HasField("shape") for o in model.graph.output):
             _shape_outputs(model)
-        onnx.checker.check_model(model)
+        _check(model)
+        model = _known_opset(model)
     except errors.ModelError:
         raise
     except Exception as error:  # protobuf, checker and file errors have no common base
         raise errors.ModelError(
             f"{path} is not a readable ONNX model ({brief(error)}); export it again", reason="not-onnx"
         ) from error
+    return model
+
+
+def _check(model: onnx.ModelProto) -> None:
+    """Raise an error for a model that onnx refuses and ONNX Runtime too: it knows forms that onnx does not."""
+    try:
+        onnx.checker.check_model(model)
+    except Exception:
+        try:
+            unoptimized(model)
+        except errors.ModelError:
+            pass
+        else:
+            return
+        raise
+
+
+def _known_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model``, or its form in an older operator set if ONNX Runtime does not know its own yet."""
+    if max((o.version for o in model.opset_import if not o.domain), default=0) <= _OLDER_OPSET:
+        return model
+    try:
+        unoptimized(model)
+    except errors.ModelError:
+        with contextlib.suppress(Exception):  # the converter's errors have no common base
+            return onnx.version_converter.convert_version(model, _OLDER_OPSET)
     return model
 
 

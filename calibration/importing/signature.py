@@ -6,6 +6,8 @@ the channels last.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.importing.graph import drop_unread, infer_shapes, inputs, leading_to, reads, rename
+from calibration.importing.precision import NUMBERS, OTHER_FLOATS, element_types
 from splitedge import errors
 
 Role = Literal["mask", "types", "positions"]
@@ -62,6 +65,49 @@ _GREATEST: Final = {
 _PASS_INDICES: Final = {*SHAPES, "Cast"}
 
 
+def fix_inputs(model: onnx.ModelProto, values: Mapping[str, float]) -> None:
+    """Give inputs of ``model`` one constant value each: every element of the input. Open dimensions become 1.
+
+    Raises `errors.ModelError` if an input does not exist or does not hold numbers.
+    """
+    graph = model.graph
+    names = ", ".join(i.name for i in inputs(graph))
+    for name, value in values.items():
+        entry = next((i for i in inputs(graph) if i.name == name), None)
+        if entry is None or entry.type.tensor_type.elem_type not in NUMBERS:
+            raise errors.ModelError(
+                f"{name} is not an input of numbers; the inputs are {names}", reason="unknown-input", input=name
+            )
+        kind = entry.type.tensor_type
+        shape = [max(1, dim.dim_value) for dim in kind.shape.dim]
+        constant = np.full(shape, value).astype(helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        graph.input.remove(entry)
+        graph.initializer.append(numpy_helper.from_array(constant, name))
+
+
+def with_few_axes(model: onnx.ModelProto) -> None:
+    """Let the first input have 2 to 4 axes, as a frame does: [N] becomes [1, N], and of five or more axes those between
+    the first and the last are joined, [1, C, T, H, W] to [1, C T H, W]. Inputs with other open dimensions stay.
+    """
+    graph = model.graph
+    entry = inputs(graph)[0]
+    name, dims = entry.name, entry.type.tensor_type.shape.dim
+    sizes = [dim.dim_value for dim in dims]
+    if len(sizes) == 1 and sizes[0]:
+        whole, own = [1, sizes[0]], sizes
+    elif len(sizes) > 4 and all(sizes[1:]):
+        whole, own = [1, math.prod(sizes[1:-1]), sizes[-1]], [1, *sizes[1:]]
+    else:
+        return
+    rename(graph, name, f"{name}@axes")
+    graph.initializer.append(numpy_helper.from_array(np.array(own, np.int64), f"{name}@sizes"))
+    node = helper.make_node("Reshape", [name, f"{name}@sizes"], [f"{name}@axes"], f"{name}@axes")
+    graph.node.insert(0, node)
+    del dims[:]
+    for size in whole:
+        dims.add().dim_value = size
+
+
 def main_input_first(model: onnx.ModelProto) -> None:
     """Move the input that receives the frames to the front: the only input, or the token ids.
 
@@ -73,8 +119,8 @@ def main_input_first(model: onnx.ModelProto) -> None:
     if len(mains) != 1 or (others and not all(map(_holds_tokens, (mains[0], *others)))):
         names = ", ".join(i.name for i in found) or "none"
         raise errors.ModelError(
-            f"the model's inputs are {names}; export it with one input, or with token ids "
-            "and any of attention_mask, token_type_ids and position_ids",
+            f"the model's inputs are {names}, and frames feed one; give each of the others a constant value, such as "
+            f"--constant {found[-1].name if found else 'NAME'}=0 (a recurrent state then forgets earlier frames)",
             reason="inputs",
             inputs=[i.name for i in found],
         )
@@ -87,13 +133,13 @@ def main_input_first(model: onnx.ModelProto) -> None:
 def keep_output(model: onnx.ModelProto, name: str | None) -> None:
     """Keep only the output ``name`` of ``model`` (None: the first output) and the operators that it needs.
 
-    ``name`` may be any float32 tensor in the graph. Raises `errors.ModelError` if the tensor does not exist or is not
-    float32.
+    ``name`` may be any tensor of numbers in the graph. Raises `errors.ModelError` if the tensor does not exist or has
+    other elements.
     """
     graph = model.graph
     kept = next((o for o in graph.output if name in (None, o.name)), None)
     if kept is None and name in {t for node in graph.node for t in node.output if t}:
-        kept = helper.make_tensor_value_info(name, _types(model).get(str(name), TensorProto.FLOAT), None)
+        kept = helper.make_tensor_value_info(name, element_types(model).get(str(name), TensorProto.FLOAT), None)
     if kept is None:
         names = ", ".join(o.name for o in graph.output) or "none"
         raise errors.ModelError(
@@ -101,9 +147,9 @@ def keep_output(model: onnx.ModelProto, name: str | None) -> None:
             reason="unknown-output",
             outputs=[o.name for o in graph.output],
         )
-    if kept.type.tensor_type.elem_type != TensorProto.FLOAT:
+    if kept.type.tensor_type.elem_type not in NUMBERS:
         raise errors.ModelError(
-            f"the model's output {kept.name} is {_kind(kept)}, not float32; {_advice(model, kept.name)}",
+            f"the model's output {kept.name} is {_kind(kept)}, not numbers; {_advice(model, kept.name)}",
             reason="output-type",
             output=kept.name,
         )
@@ -148,7 +194,11 @@ def scores_for_indices(model: onnx.ModelProto, name: str | None) -> ArgMax | Non
     attributes = {a.name: a.i for a in node.attribute}
     shapes = {i.name: i.type.tensor_type for i in infer_shapes(model).graph.value_info}
     scores = shapes.get(node.input[0])
-    if scores is None or scores.elem_type != TensorProto.FLOAT or attributes.get("select_last_index", 0):
+    if (
+        scores is None
+        or scores.elem_type not in {TensorProto.FLOAT, *OTHER_FLOATS}
+        or attributes.get("select_last_index", 0)
+    ):
         return None
     rank = len(scores.shape.dim)
     axis = attributes.get("axis", 0) % rank if rank else 0
@@ -156,7 +206,7 @@ def scores_for_indices(model: onnx.ModelProto, name: str | None) -> ArgMax | Non
     if not 0 < count <= min((_GREATEST.get(kind, 0) + 1 for kind in casts), default=count):
         return None
     del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info(node.input[0], TensorProto.FLOAT, None))
+    graph.output.append(helper.make_tensor_value_info(node.input[0], scores.elem_type, None))
     return ArgMax(axis, bool(attributes.get("keepdims", 1)) and not squeezed)
 
 
@@ -242,15 +292,10 @@ def _role(value: onnx.ValueInfoProto) -> Role | None:
 
 
 def _holds_tokens(value: onnx.ValueInfoProto) -> bool:
-    """Whether ``value`` holds one number per token, [batch, T]. Token ids are int64; a mask may have another type."""
+    """Whether ``value`` holds one number per token, [batch, T]. Token ids are whole; a mask may have another type."""
     kind = value.type.tensor_type
-    return len(kind.shape.dim) == 2 and (kind.elem_type == TensorProto.INT64 or _role(value) == "mask")
-
-
-def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """Known element types of the tensors."""
-    graph = infer_shapes(model).graph
-    return {i.name: i.type.tensor_type.elem_type for i in (*graph.input, *graph.value_info, *graph.output)}
+    is_whole = kind.elem_type in (TensorProto.INT64, TensorProto.INT32)
+    return len(kind.shape.dim) == 2 and (is_whole or _role(value) == "mask")
 
 
 def _kind(value: onnx.ValueInfoProto) -> str:
@@ -260,7 +305,7 @@ def _kind(value: onnx.ValueInfoProto) -> str:
 
 def _advice(model: onnx.ModelProto, output: str) -> str:
     """Suggests the last float32 tensor before ``output``."""
-    types, wanted = _types(model), {output}
+    types, wanted = element_types(model), {output}
     for node in reversed(model.graph.node):
         if not wanted & set(node.output) or not node.input:
             continue

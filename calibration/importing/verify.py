@@ -5,7 +5,7 @@ Runs both models on a few inputs, the file without any graph optimization.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +28,9 @@ RELATIVE: Final = 1e-4
 #: For an input whose last digits matter (a norm over equal values), the answer may differ by this multiple of their
 #: effect.
 UNLUCKY: Final = 30.0
+#: Maximum distance of a quantized file's answer from that of its float form, relative to the length
+#: of all answers.
+COARSE: Final = 0.5
 _LAST_DIGITS: Final = 2e-7
 #: Maximum number of values in a batch of the file's own size that is run at once.
 _BATCH_VALUES: Final = 1 << 24
@@ -121,6 +124,37 @@ class Reference:
         near = (x + _LAST_DIGITS * signs * (np.abs(x) + 1)).astype(np.float32)
         moved = _runner(unoptimized(self.model))(near)
         return float(np.nan_to_num(np.abs(moved - self.answers[index])).max())
+
+
+def resemble(
+    file: onnx.ModelProto,
+    floats: onnx.ModelProto,
+    codes: Mapping[str, tuple[float, int]],
+    taken: int,
+) -> bool:
+    """Whether ``file``, which rounds to codes or to half precision, answers as ``floats`` does, at most `COARSE` away.
+
+    Both have one input and a batch of 1. ``codes``: scale and zero point of quantized tensors. If the input has codes,
+    the check takes inputs in their range. ``taken``: type of the input in the file, which may take the codes themselves.
+    Answers that are not finite, as half precision overflows, are not compared.
+    Raises `errors.ModelError` if ONNX Runtime does not run one of them.
+    """
+    given = own = list(_inputs(floats, 0))
+    if (code := codes.get(inputs(floats.graph)[0].name)) is not None:
+        levels = np.random.default_rng(0).integers(0, 256, (4, *given[0].shape))
+        given = own = [(code[0] * (each - float(code[1]))).astype(np.float32) for each in levels]
+        if taken in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8):
+            own = [(each - 128.0 * (taken == onnx.TensorProto.INT8)).astype(np.float32) for each in levels]
+    runs = [_runner(unoptimized(model)) for model in (file, floats)]
+    away = whole = 0.0
+    for pair in zip(own, given, strict=True):
+        found, wanted = (run(x).astype(np.float64) for run, x in zip(runs, pair, strict=True))
+        if found.shape != wanted.shape:
+            return False
+        known = np.isfinite(found) & np.isfinite(wanted)
+        away += float(((found - wanted)[known] ** 2).sum())
+        whole += float((wanted[known] ** 2).sum())
+    return away <= COARSE**2 * max(whole, 1e-12)
 
 
 def _room(wanted: F32) -> float:

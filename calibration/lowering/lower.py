@@ -23,6 +23,7 @@ from calibration.rounding.quantizer import (
     integers,
     least_scale,
     nearest,
+    own_grid,
     pack,
     width,
 )
@@ -53,7 +54,14 @@ class Calibration:
     roundings: Mapping[tuple[str, int], Rounded] = field(default_factory=dict)
 
     def rounded(self, layer: layers.Weighted, bits: int, scale_x: float = 1.0) -> Rounded:
-        """The layer's weights at ``bits``. ``scale_x``: scale of the input, for a `Conv`."""
+        """The layer's weights at ``bits``. ``scale_x``: scale of the input, for a `Conv`.
+
+        Weights of an int8 file keep their integers at 8 bits.
+        """
+        if bits == 8 and not isinstance(layer, layers.Embed):
+            own = own_grid(layer.weight, layer.bias, scale_x if isinstance(layer, layers.Conv) else None)
+            if own is not None:
+                return own
         known = self.roundings.get((layer.out, bits))
         if known is not None:
             return known
@@ -286,7 +294,7 @@ class _Lowering:
             return self.calibration.rounded(layer, self.grids[layer.out])
 
         codes = put(-(-layer.weight.size * bits // 8), lambda: pack(rounded().levels, bits))
-        scales = put(4 * len(layer.weight), lambda: few_digits(rounded().scale))
+        scales = put(4 * len(layer.weight), lambda: _digits(rounded().scale, rounded()))
         return (
             codes,
             scales,
@@ -325,21 +333,29 @@ class _Lowering:
         return self.constants.put(256, make)
 
 
+def _digits(scale: F32, rounded: Rounded) -> F32:
+    """``scale`` with few digits, or with all if the weights are ``rounded`` to their own grid."""
+    return np.asarray(scale, np.float32) if rounded.exact else few_digits(scale)
+
+
 def _conv(work: _Lowering, layer: layers.Conv) -> None:
     name = layer.inputs[0]
     x = work.index[name] if layer.view is None else work.viewed(name, layer.view, short(layer.name))
     y = work.out(layer)
     source, target, bits = work.tensors[x], work.tensors[y], work.bits[layer.out]
 
-    def multiplier_of(scale: F32) -> F32:
-        return few_digits(np.float32(source.scale) * scale / np.float32(target.scale))
+    @functools.cache
+    def rounded() -> tuple[Rounded, F32]:
+        """Rounded weights, and the multipliers from their sums to codes."""
+        found = work.calibration.rounded(layer, work.grids[layer.out], source.scale)
+        return found, _digits(np.float32(source.scale) * found.scale / np.float32(target.scale), found)
 
     @functools.cache
     def weights() -> Weights:
         """Weights with the scales that the rounded multipliers represent."""
-        rounded = work.calibration.rounded(layer, work.grids[layer.out], source.scale)
-        scale = multiplier_of(rounded.scale) * (np.float32(target.scale) / np.float32(source.scale))
-        return integers(replace(rounded, scale=scale), source.scale, source.zero_point)
+        found, multiplier = rounded()
+        scale = multiplier * (np.float32(target.scale) / np.float32(source.scale))
+        return integers(replace(found, scale=scale), source.scale, source.zero_point)
 
     def multipliers() -> F32:
         """The multipliers within the verifier's limit.
@@ -347,7 +363,7 @@ def _conv(work: _Lowering, layer: layers.Conv) -> None:
         Only layers whose outputs are almost constant on the calibration samples come near this limit.
         """
         greatest = (MAX_REAL / 2 / np.maximum(weights().reach(), 1)).astype(np.float32)
-        return np.minimum(multiplier_of(weights().scale), greatest)
+        return np.minimum(rounded()[1], greatest)
 
     outs, put = len(layer.bias), work.constants.put
     weight = put(-(-layer.weight.size * bits // 8), lambda: pack(weights().weight, bits))

@@ -25,6 +25,9 @@ SCALE_DIGITS: Final = 8
 #: The same for a transformer's biases, positions and norm factors: the error is 0.01 per cent (rms), at 2 bytes of a
 #: segment file instead of 3.3.
 FLOAT_DIGITS: Final = 11
+#: Greatest distance of a weight of an int8 file from its integer, in steps: 127 times the precision of float32, and
+#: that of the scale.
+_GRID_ERROR: Final = 1e-3
 #: Candidates for the largest integer weight, as shares of the channel's largest weight.
 SHARES: Final = {8: np.linspace(0.85, 1.0, 6), 7: np.linspace(0.75, 1.0, 8), 6: np.linspace(0.6, 1.0, 12)}
 FEW_BITS_SHARES: Final = np.linspace(0.2, 1.0, 28)
@@ -88,12 +91,14 @@ class Rounded:
     """A layer's weights on a grid.
 
     ``levels``: integers in the shape of the weights [OC, ...]. ``scale`` [OC] float32: the weights are levels x scale.
-    ``bias`` [OC] float64 is real; it is empty if the layer has none.
+    ``bias`` [OC] float64 is real; it is empty if the layer has none. ``exact``: the weights are on this grid, so a
+    segment keeps all digits of the scales.
     """
 
     levels: S8
     scale: F32
     bias: F64
+    exact: bool = False
 
     def values(self) -> F32:
         """The weights that the levels represent."""
@@ -131,6 +136,43 @@ def nearest(weight: F32, bias: F32, bits: int, least: F32, mean_x: F32 | None = 
     if mean_x is not None:
         wanted = wanted + mean_error(weight, levels, scale, mean_x)
     return Rounded(levels, scale, wanted)
+
+
+def own_grid(weight: F32, bias: F32, scale_x: float | None) -> Rounded | None:
+    """The grid of 8 bits that every row of ``weight`` [OC, ...] is on already, as the weights of an int8 file are.
+
+    None if a row has no such grid, or if its sums with ``bias`` and an input of ``scale_x`` do not fit into 32 bits
+    (None: sums of real numbers). A scale is a row's largest weight divided by an integer of 64 to 127: smaller integers
+    have a multiple there.
+    """
+    rows = weight.reshape(len(weight), -1).astype(np.float64)
+    top = top_level(8)
+    peak = np.abs(rows).max(axis=1, initial=0)
+    scale = np.where(peak > 0, 0.0, 1e-20)
+    if len(rows) and peak[0] > 0 and not any(_on_grid(rows[:1], peak[:1] / k)[0] for k in range(top, top // 2, -1)):
+        return None
+    for k in range(top, top // 2, -1):
+        (left,) = np.nonzero(scale == 0)
+        if not left.size:
+            break
+        fits = left[_on_grid(rows[left], peak[left] / k)]
+        scale[fits] = peak[fits] / k
+    if (scale == 0).any():
+        return None
+    levels = np.rint(rows / scale[:, None])
+    if scale_x is not None:
+        reach = np.abs(bias.astype(np.float64)) / (scale_x * scale) + 2 * 255 * np.abs(levels).sum(axis=1)
+        if (reach >= 1 << 31).any():
+            return None
+    whole = levels.astype(np.int8).reshape(weight.shape)
+    return Rounded(whole, scale.astype(np.float32), bias.astype(np.float64), exact=True)
+
+
+def _on_grid(rows: F64, scale: F64) -> NDArray[np.bool_]:
+    """Which ``rows`` are whole multiples of their ``scale``, but for the rounding of float32."""
+    steps = rows / scale[:, None]
+    found: NDArray[np.bool_] = np.abs(steps - np.rint(steps)).max(axis=1, initial=0) < _GRID_ERROR
+    return found
 
 
 def least_scale(bias: F32, scale_x: float) -> F32:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -65,6 +65,7 @@ class Request:
     metric: requirements.MetricChoice = "auto"
     output: str | None = None
     padding: int = 0
+    constants: tuple[str, ...] = ()
     texts: Path | None = None
     tokenizer: Path | None = None
     output_kind: OutputKind | None = None
@@ -84,7 +85,13 @@ def add(folder: Path, request: Request) -> None:
         known_names = read_names(request.class_names) if request.class_names is not None else []
         with Phases(console) as progress:
             progress("importing the model", 0, 0)
-            model = importer.load(request.source, _shape(request.input_shape), _outputs(request), request.padding)
+            model = importer.load(
+                request.source,
+                _shape(request.input_shape),
+                _outputs(request),
+                request.padding,
+                _constants(request.constants),
+            )
             graph = Graph.of(model)
             shape = graph.stored_shape(graph.input)
             reader = None if tokenizer is None else _tokenizer(tokenizer, graph, request.padding)
@@ -137,6 +144,7 @@ def _checked(name: str, request: Request) -> preprocessing.Spec:
             reason="metric-without-labels",
         )
     _shape(request.input_shape)
+    _constants(request.constants)
     given = [option for option, value in request.options.items() if value is not None]
     if request.images is None and (given or request.preprocess):
         raise errors.UsageError(
@@ -247,6 +255,23 @@ def _shape(text: str | None) -> list[int] | None:
             f"--input-shape {text} is not a shape; give sizes such as 1,3,224,224", reason="not-a-shape"
         )
     return [int(p) for p in parts]
+
+
+def _constants(given: Sequence[str]) -> dict[str, float]:
+    """The values in ``given``, each NAME=VALUE. Names may hold "="."""
+    found = {}
+    for text_ in given:
+        name, equals, value = text_.rpartition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            equals = ""
+        if not (name and equals):
+            raise errors.UsageError(
+                f"--constant {text_} is not a value; give the name of an input and a number, such as sr=16000",
+                reason="not-a-constant",
+            )
+    return found
 
 
 def _preprocess(request: Request, spec: preprocessing.Spec, shape: list[int]) -> Preprocess:

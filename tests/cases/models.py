@@ -153,6 +153,14 @@ def whole_numbers() -> onnx.ModelProto:
     return file.model([1, 6, 16, 16], TensorProto.INT64)
 
 
+def shuffled(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model`` with its operators from the last to the first, which ONNX Runtime accepts."""
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes[::-1])
+    return model
+
+
 def with_constant(value: float, kind: str, weight: str = "float32", through: str = "") -> onnx.ModelProto:
     """`plain` with ``value`` in the weights of the convolution ("weight") or in a constant that a ``kind`` takes; ``through``: an operator between."""
     model = plain(opset=13, as_nodes=kind == "Constant")
@@ -190,6 +198,9 @@ ANSWERED: Final[dict[str, Callable[[], onnx.ModelProto]]] = {
     "dropout": dropped,
     "dropout, off": lambda: dropped(training=False),
     "dropout of opset 7": lambda: dropped(opset=7),
+    "whole numbers": whole_numbers,
+    "operators out of order": lambda: shuffled(plain()),
+    "constants out of order": lambda: shuffled(plain(as_nodes=True)),
     "minus infinity in a Max": lambda: with_constant(-np.inf, "Max"),
 }
 #: What is refused, and a word that the one sentence must have.
@@ -212,5 +223,4 @@ REFUSED: Final[dict[str, tuple[Callable[[], onnx.ModelProto], dict[str, str]]]] 
         {"reason": "weights-not-finite", "node": "n0"},
     ),
     "NaN added": (lambda: with_constant(np.nan, "Add"), {"reason": "weights-not-finite", "node": "last"}),
-    "whole numbers": (whole_numbers, {"reason": "output-type"}),
 }

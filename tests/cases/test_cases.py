@@ -62,9 +62,29 @@ def test_the_imported_model_answers_as_the_file_does(tmp_path: Path, name: str) 
         wanted = unoptimized(original, given(original, x))
         assert found.shape[0] == 1
         np.testing.assert_allclose(found.reshape(-1), wanted.reshape(-1)[: found.size], rtol=1e-4, atol=1e-5)
-    if original.opset_import[0].version > 8 and not original.opset_import[0].domain:  # what onnx.reference can run
+    known = original.opset_import[0].version > 8 and not original.opset_import[0].domain
+    if known and "out of order" not in name:  # what onnx.reference can run
         wanted = ReferenceEvaluator(original).run(None, {"x": given(original, x)})[0]
         np.testing.assert_allclose(found.reshape(-1), wanted.reshape(-1)[: found.size], rtol=1e-3, atol=1e-4)
+
+
+def test_the_newest_operator_set_is_read(tmp_path: Path) -> None:
+    """Also where ONNX Runtime does not know it yet."""
+    original = models.plain(opset=onnx.defs.onnx_opset_version(), ir=onnx.IR_VERSION)
+    model = load(original, tmp_path)
+    x = to_onnx(samples(model)[0][None])
+    (wanted,) = ReferenceEvaluator(original).run(None, {"x": x})
+    np.testing.assert_allclose(importer.session(model).run(None, {"x": x})[0], wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [("n", "h", "w", 3), ("n", 16, "w", 3)])
+def test_open_sizes_are_given_in_the_files_own_order(tmp_path: Path, shape: tuple[int | str, ...]) -> None:
+    original = models.channels_last(shape)
+    model = load(original, tmp_path, input_shape=[1, 16, 20, 3])
+    assert Graph.of(model).stored_shape("x") == [16, 20, 3]
+    x = np.random.default_rng(0).normal(size=(1, 16, 20, 3)).astype(np.float32)
+    (found,) = importer.session(model).run(None, {"x": to_onnx(x)})
+    np.testing.assert_allclose(found, unoptimized(original, x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", models.REFUSED)
@@ -181,8 +201,6 @@ def test_any_float_tensor_may_be_the_output(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         importer.session(model).run(None, {"x": x})[0], unoptimized(wanted, x, "t2"), rtol=1e-4, atol=1e-5
     )
-    with raises(errors.ModelError, reason="output-type", output="t3"):
-        load(original, tmp_path, output="t3")
 
 
 @pytest.mark.parametrize("behind", ["", "Cast", "Squeeze", "Unsqueeze"])
@@ -234,13 +252,18 @@ def test_a_topk_is_no_vector_of_classes(tmp_path: Path) -> None:
     assert outputs.of_model(model, answers_).kind == "tensor"
 
 
-def test_an_argmax_over_the_batch_or_of_the_last_of_equals_is_refused(tmp_path: Path) -> None:
+def test_an_argmax_over_the_batch_or_of_the_last_of_equals_yields_its_indices(tmp_path: Path) -> None:
     for attributes in ({"axis": 0}, {"axis": 1, "select_last_index": 1}):
         file = File(models.SHAPE, opset=13)
         models._conv(file)
         file.add("ArgMax", **attributes)
-        with raises(errors.ModelError, reason="output-type"):
-            load(file.model(None, TensorProto.INT64), tmp_path)
+        original = file.model(None, TensorProto.INT64)
+        model = load(original, tmp_path)
+        x = to_onnx(samples(model)[0][None])
+        (found,) = importer.session(model).run(None, {"x": x})
+        assert found.dtype == np.float32
+        assert outputs.recorded(model) is None
+        np.testing.assert_array_equal(found, unoptimized(original, x))
 
 
 def test_an_output_that_reads_no_input_is_refused(tmp_path: Path) -> None:

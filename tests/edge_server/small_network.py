@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ def save_network(path: Path, last: str = "Relu") -> None:
 
 def request_of(source: Path, **changes: Any) -> Request:
     """What `edge-server add SOURCE --arrays x.npy` asks for."""
-    given: dict[str, Any] = dict.fromkeys(set(Request.__dataclass_fields__) - {"task"})
+    given: dict[str, Any] = dict.fromkeys(
+        one.name for one in dataclasses.fields(Request) if one.default is one.default_factory
+    )
     return Request(
         **(
             given

@@ -244,6 +244,10 @@ class Network:
         """The layers with weights in `needed`, in order."""
         return [layer for layer in self.needed(tensor, start) if isinstance(layer, Weighted)]
 
+    def whole(self, reason: str) -> Network:
+        """The network without layers: no operator is in a head, because of ``reason``."""
+        return Network(self.graph, [], [(node, reason) for node in self.graph.nodes], {}, self.source)
+
     def macs(self, layers: Iterable[Layer]) -> int:
         """Multiply-accumulates of the convolutions and products among ``layers``.
 

@@ -28,6 +28,7 @@ from calibration.rounding import packed_weights, rounder
 from calibration.rounding.quantizer import Weights
 from calibration.samples.samples import Samples
 from calibration.statistics.activations import feed, to_onnx
+from edge_server.tails.pool import LoadedTail
 from splitedge import codec, errors, limits
 from splitedge.head import executor
 from splitedge.head import segment as seg
@@ -467,19 +468,44 @@ def test_samples_that_break_the_model_are_refused(tmp_path: Path) -> None:
         make(tmp_path, net.model(), zeros)
 
 
-@pytest.mark.parametrize(
-    ("limit", "data"),
-    [
-        ("MAX_MACS", {"reason": "over-limits", "limit": "computation"}),
-        ("MAX_OPS", {"reason": "over-limits", "limit": "operators"}),
-        ("MAX_ARENA_BYTES", {"reason": "activations"}),
-    ],
-)
-def test_a_model_that_agents_would_refuse_is_a_model_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, data: dict[str, str]
+@pytest.mark.parametrize("limit", ["MAX_MACS", "MAX_OPS"])
+def test_a_model_that_agents_would_refuse_is_served_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     monkeypatch.setattr(limits, limit, 2)
-    with raises(errors.ModelError, **data):
+    check_whole(make(tmp_path / "b", small.cnn(), samples(4)))
+
+
+def test_a_tensor_inside_that_is_not_finite_leaves_the_model_whole_on_the_server(tmp_path: Path) -> None:
+    net = small.Net([1, *SHAPE[2:], *SHAPE[:2]])
+    net.conv(4, 3)
+    net.add("Relu")
+    net.add("Mul", net.last, net.constant([1000.0]))
+    net.add("Exp")
+    net.add("Clip", net.last, net.constant(0.0), net.constant(10.0))
+    made = make(tmp_path / "b", net.model(), samples(4))
+    check_whole(made)
+    assert "not finite" in made.unsupported[0] or "infinity" in made.unsupported[0]
+
+
+def check_whole(made: Bundle) -> None:
+    """Only the input is offered, one reason is kept, and the tail at the input answers as the model does."""
+    assert made.offered == [0]
+    assert len(made.unsupported) == 1
+    assert all(made.reasons[1:])
+    tail, cut = made.tail(0), made.cuts[0]
+    assert tail is not None
+    head = made.header(0)
+    assert head.ops == []
+    x = samples(1)[0]
+    answer = LoadedTail(tail, cut.shape).run(x)
+    (wanted,) = session(made._model).run(None, {"x": x.transpose(2, 0, 1)[None]})
+    np.testing.assert_allclose(answer, wanted[0], rtol=1e-4, atol=1e-5)
+
+
+def test_an_input_too_large_for_agents_is_a_model_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_ARENA_BYTES", 2)
+    with raises(errors.ModelError, reason="activations"):
         make(tmp_path, small.cnn(), samples(2))
 
 

@@ -122,10 +122,10 @@ def test_open_dimensions_need_a_shape(tmp_path: Path) -> None:
 
 
 def test_models_with_other_inputs_are_refused(tmp_path: Path) -> None:
-    whole_numbers = small.mlp()
-    whole_numbers.graph.input[0].type.tensor_type.elem_type = TensorProto.INT32
+    texts = small.mlp()
+    texts.graph.input[0].type.tensor_type.elem_type = TensorProto.STRING
     with raises(errors.ModelError, reason="input-type"):
-        importer.load(saved(whole_numbers, tmp_path))
+        importer.load(saved(texts, tmp_path))
 
 
 def test_a_model_that_mixes_its_batch_stays_at_one(tmp_path: Path) -> None:
