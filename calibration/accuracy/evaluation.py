@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from calibration.accuracy.codec_search import Fitted, cost, worth_a_run
 from calibration.accuracy.sensitivity import law
-from calibration.accuracy.subsampling import enough, mean_noises, sample_noises
+from calibration.accuracy.subsampling import each_once, enough, interpolated, mean_noises, sample_noises
 from calibration.bundle.cache import Cache, key, remembered
 from calibration.importing.graph import short
 from calibration.parallel import in_order
@@ -44,9 +44,9 @@ FINALISTS_FEW_BITS: Final = 3
 QUALITIES: Final = (95, 90, 80, 65, 50)
 #: Maximum number of samples on which the noise of a codec is measured, and on which its error at the cut is compared.
 MOST, TRIED = 512, 16
-#: Share of these samples on which every codec of a large network runs (`subsampling`), and the bits of the packed codec
-#: that runs on all of them.
-SHARE: Final = 1 / 3
+#: Share of these samples on which codecs of a large network run (`subsampling`), and the bits of the packed codec that
+#: runs on all of them. Half of the share chooses among the finalists.
+SHARE: Final = 0.25
 REFERENCE_BITS: Final = 4
 #: Samples per run of a tail: more take 13 % longer, because their activations leave the cache.
 BATCH: Final = 4
@@ -220,11 +220,16 @@ def count_codes(head: Head, taps: Sequence[int], samples: Samples, progress: Pro
     """Counts [C, 256] of the codes of each of the header's tensors ``taps`` over all samples."""
     channels = [head.header.tensors[t].shape[-1] for t in taps]
     counts = [np.zeros(256 * c, np.int64) for c in channels]
-    for i in range(len(samples)):
-        for total, codes, c in zip(counts, head.taps(samples.codes(i, head.input), list(taps)), channels, strict=True):
+    run = functools.partial(_taps, head, list(taps), samples)
+    for i, tapped in enumerate(in_order(run, range(len(samples)))):
+        for total, codes, c in zip(counts, tapped, channels, strict=True):
             total += np.bincount((codes + 256 * np.arange(c)).reshape(-1), minlength=256 * c)
         progress("histograms", i + 1, len(samples))
     return [total.reshape(c, 256) for total, c in zip(counts, channels, strict=True)]
+
+
+def _taps(head: Head, taps: list[int], samples: Samples, index: int) -> list[Values]:
+    return head.taps(samples.codes(index, head.input), taps)
 
 
 def cut_noises(
@@ -281,26 +286,70 @@ def _noise_of(
     chosen: I64,
 ) -> CutNoise:
     packed = [] if spot.load is None else _packed(spot, histogram)
-    tried = [*packed, *_pictures(spot, histogram, values), *_coded(spot, fitted, values)]
+    coded, squares = _coded(spot, fitted, values)
+    tried = [*packed, *_pictures(spot, histogram, values), *coded]
     run = spot.load() if spot.load else None
 
     def noises(made: Codec | None, which: I64) -> F64:
         arrive = arrival(spot.quantization, made)
         return sample_noises(output_of(run, values[which], arrive, None if ids is None else ids[which]), outputs[which])
 
-    references = [0, *[1 + i for i, (one, _) in enumerate(packed) if one.bits == REFERENCE_BITS][:1]]
-    own, *each = mean_noises(noises, [None, *(made for _, made in tried)], references, chosen, len(values))
+    once = each_once(noises, [*(made for _, made in tried), None], len(values))
+    best = _best(once, [one.bits for one, _ in packed], chosen[::2] if len(chosen) < len(values) else chosen)
+    others = range(len(packed), len(tried))
+    at_cut = dict(zip(others[len(others) - len(coded) :], squares, strict=True))
+    families = [] if len(chosen) == len(values) else _families([(i, tried[i][0].rule) for i in at_cut])
+    skipped = {place for family in families for place in family[1:-1:2]}
+    kept = [place for place in (*best, *others) if place not in skipped]
+    references = [0, *[1 + i for i, place in enumerate(kept) if tried[place][0].bits == REFERENCE_BITS][:1]]
+    own, *means = mean_noises(once, [len(tried), *kept], references, chosen, len(values))
     if not math.isfinite(own):
         raise errors.ModelError(
             f"the model answers NaN or infinity if {short(spot.tensor)} has 8 bits; export it without operators that "
             "are undefined for some numbers, such as the logarithm of 0",
             reason="not-finite-at-8-bits",
         )
-    done = [msgspec.structs.replace(one, noise=noise) for (one, _), noise in zip(tried, each, strict=True)]
-    finite = [one for one in done[: len(packed)] if math.isfinite(one.noise)]
-    rules = [[one for one in finite if one.bits == bits] for bits in ACTIVATION_BITS]
-    best = [min(alike, key=lambda one: one.noise) for alike in rules if alike]
-    return CutNoise(spot.index, own, [*best, *(one for one in done[len(packed) :] if math.isfinite(one.noise))])
+    found = dict(zip(kept, means, strict=True))
+    for family in families:
+        found |= _between(family, found, at_cut, own) or dict(
+            zip(family, mean_noises(once, family, [], chosen, len(values)), strict=True)
+        )
+    done = [msgspec.structs.replace(tried[place][0], noise=found[place]) for place in (*best, *others)]
+    return CutNoise(spot.index, own, [one for one in done if math.isfinite(one.noise)])
+
+
+def _best(noises: Callable[[int, I64], F64], bits: Sequence[int], which: I64) -> list[int]:
+    """For each number of ``bits``, the index of the codec with the least noise on the samples ``which``."""
+    least: dict[int, tuple[float, int]] = {}
+    for place, own in enumerate(bits):
+        rivals = bits.count(own) > 1
+        mean = float(noises(place, which).mean()) if rivals else 0.0
+        least[own] = min(least.get(own, (math.inf, place)), (mean if math.isfinite(mean) else math.inf, place))
+    return [place for _, place in least.values()]
+
+
+def _families(rules: Sequence[tuple[int, str]]) -> list[list[int]]:
+    """The indices of rules that differ only in their rate (`entropy-2`, `entropy-3`); only families of at least 3."""
+    found: dict[str, list[int]] = {}
+    for place, rule in rules:
+        found.setdefault(rule.rpartition("-")[0] or rule, []).append(place)
+    return [family for family in found.values() if len(family) >= 3]
+
+
+def _between(
+    family: Sequence[int], found: Mapping[int, float], errors: Mapping[int, float], own: float
+) -> dict[int, float] | None:
+    """The noise of each codec of ``family``: that ``found``, else interpolated over the error at the cut.
+
+    ``own``: the noise without a codec. None if a codec adds no noise.
+    """
+    known = [place for place in family if place in found]
+    added = np.array([found[place] - own for place in known])
+    every = np.array([errors[place] for place in family])
+    made = interpolated(added, np.array([errors[place] for place in known]), every)
+    if made is None:
+        return None
+    return {place: found.get(place, own + float(noise)) for place, noise in zip(family, made, strict=True)}
 
 
 def _entry(
@@ -339,16 +388,21 @@ def _pictures(spot: OfferedCut, histogram: Histogram, values: Values) -> list[tu
     return found
 
 
-def _coded(spot: OfferedCut, fitted: Sequence[Fitted], values: Values) -> list[tuple[CodecNoise, Codec]]:
-    """The codecs of ``fitted`` that no other one beats on ``values`` in both bytes and error."""
+def _coded(
+    spot: OfferedCut, fitted: Sequence[Fitted], values: Values
+) -> tuple[list[tuple[CodecNoise, Codec]], list[float]]:
+    """The codecs of ``fitted`` that no other one beats on ``values`` in both bytes and error, and their errors."""
     own = spot.quantization
     some = values[:TRIED] if own is None else own.values().astype(np.float32)[values[:TRIED]]
     costs = [cost(one.codec, some) for one in fitted]
-    kept = [(fitted[i], costs[i][0] + padding_mask.size(spot.tokens)) for i in worth_a_run(costs)]
-    return [
-        (CodecNoise(one.bits, one.rule, math.nan, math.ceil(size), codec.work(one.codec, some.shape[1:])), one.codec)
-        for one, size in kept
+    kept = worth_a_run(costs)
+    sizes = [math.ceil(costs[i][0] + padding_mask.size(spot.tokens)) for i in kept]
+    found = [fitted[i] for i in kept]
+    made = [
+        (CodecNoise(one.bits, one.rule, math.nan, size, codec.work(one.codec, some.shape[1:])), one.codec)
+        for one, size in zip(found, sizes, strict=True)
     ]
+    return made, [costs[i][1] for i in kept]
 
 
 def split_outputs(head: Head, made: Codec | None, run: Tail | None, samples: Samples) -> F32:
@@ -398,19 +452,22 @@ def top1(outputs: F32 | U8) -> I64:
 
 
 def float_outputs(run: Tail, samples: Samples, progress: Progress | None = None) -> F32:
-    """The float model's outputs [n, ...]."""
-    found = []
-    for start in range(0, len(samples), BATCH):
-        stop = min(start + BATCH, len(samples))
-        found.append(run(np.stack([samples[i] for i in range(start, stop)])))
-        for i, output in enumerate(found[-1], start):
+    """The float model's outputs [n, ...]; ``run`` may run in several threads."""
+
+    def answer(start: int) -> F32:
+        return run(np.stack([samples[i] for i in range(start, min(start + BATCH, len(samples)))]))
+
+    found: list[F32] = []
+    for start, outputs in zip(starts := range(0, len(samples), BATCH), in_order(answer, starts), strict=True):
+        found.append(outputs)
+        for i, output in enumerate(outputs, start):
             if not np.isfinite(output).all():
                 raise errors.ModelError(
                     f"the model answers NaN or infinity to sample {i}; check the model and the preprocessing",
                     reason="not-finite",
                 )
         if progress is not None:
-            progress("answers", stop, len(samples))
+            progress("answers", start + len(outputs), len(samples))
     return np.concatenate(found)
 
 

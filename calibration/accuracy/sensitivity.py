@@ -8,6 +8,7 @@ stored too, because the fit can be far off below 4 bits.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from calibration.bundle.cache import Cache, Part, key, remembered
 from calibration.importing import cuts
 from calibration.importing.graph import drop_unread, tail_model
 from calibration.importing.sessions import session
-from calibration.lowering.layers import Embed, Linear, Network, Weighted
+from calibration.lowering.layers import Network, Weighted
 from calibration.parallel import in_order
 from calibration.rounding.quantizer import Rounded, nearest
 from calibration.rounding.rounder import EVEN, WIDTHS
@@ -46,13 +47,14 @@ ENOUGH: Final = (16_384, 16)
 WORK: Final = 64e9
 #: Samples per run of a tail: more take 13 % longer, because their activations leave the cache.
 BATCH: Final = 4
-#: The share of the samples on which grids are measured. The grid that is measured on all samples, and the width of
-#: nearest rounding that identifies the noisiest samples.
-SHARE: Final = 0.25
-REFERENCE: Final = 4
+#: The share of the samples on which grids are measured, and their minimum number. The grid that is measured on all
+#: samples, and the width of nearest rounding that identifies the noisiest samples.
+SHARE: Final = 0.125
+LEAST: Final = 2
+REFERENCE: Final = 6
 RANKING: Final = 6
-#: The widths and even grids of a large network that are measured; the others are interpolated.
-ANCHORS: Final = (2, REFERENCE, 7, EVEN[0], EVEN[3], EVEN[-1])
+#: The widths and even grids of a large network that run through the whole network. The others run to the next cut.
+ANCHORS: Final = (2, REFERENCE, EVEN[0], EVEN[-2])
 
 
 class Sensitivity(msgspec.Struct, frozen=True):
@@ -125,8 +127,8 @@ class Probe:
         self._x: F32 = np.stack([samples[int(i)] for i in few])
         self._batch = BATCH if network.graph.input_of(model).type.tensor_type.shape.dim[0].HasField("dim_param") else 1
         self.logits = self._run(model, to_onnx(self._x))({})
-        self._cache, self._chosen = cache, subsampling.enough(len(few), share, network.macs(network.layers))
-        places = [p.cut.tensor for p in cuts.find(network) if p.reachable and p.cut.tensor in network.graph.shapes]
+        self._cache, self._chosen = cache, subsampling.enough(len(few), share, network.macs(network.layers), LEAST)
+        places = [p.cut.tensor for p in cuts.find(network) if p.offered and p.cut.tensor in network.graph.shapes]
         self._before = {t: {la.out for la in network.needed(t)} | {network.graph.input} for t in places}
         self._about = key("probe", model.SerializeToString(deterministic=True), self._x)
 
@@ -140,16 +142,18 @@ class Probe:
         progress("sensitivity of layers", 0, len(layers))
         chosen = self._noisiest(layers)
 
-        def measured(work: tuple[Weighted, str, F32]) -> list[float]:
-            layer, entry, values = work
-            rounded = [rounder(layer, grid) for grid in grids]
-            parts = [part for r in rounded for part in (r.levels, r.scale, r.bias)]
-            measure = functools.partial(self._layer, layer, rounded, grids, entry, values, chosen)
-            return self._kept(layer.out, [*parts, chosen], measure)
+        def measured(block: _Block) -> list[list[float]]:
+            found = []
+            for layer in block.layers:
+                rounded = [rounder(layer, grid) for grid in grids]
+                parts = [part for r in rounded for part in (r.levels, r.scale, r.bias)]
+                measure = functools.partial(self._layer, layer, rounded, grids, block, chosen)
+                found.append(self._kept(layer.out, [*parts, chosen], measure))
+            return found
 
-        found = []
-        for noise in in_order(measured, self._entered(layers)):
-            found.append(noise)
+        found: list[list[float]] = []
+        for noises in in_order(measured, self._blocks(layers), ahead=0):
+            found += noises
             progress("sensitivity of layers", len(found), len(layers))
         return found
 
@@ -179,42 +183,40 @@ class Probe:
         changed = substitute_weights(self.model, self.network, layers, values)
         return noisiest(sample_noises(self._run(changed, to_onnx(self._x))({}), self.logits), self._chosen)
 
-    def _entered(self, layers: Sequence[Weighted]) -> Iterator[tuple[Weighted, str, F32]]:
-        """Each of ``layers`` with the last cut before it and the values there (ONNX layout).
-
-        The values are computed from those of the previous cut.
-        """
+    def _blocks(self, layers: Sequence[Weighted]) -> Iterator[_Block]:
+        """``layers`` in blocks between two cuts. The values at a cut are computed from those of the previous one."""
         held, x = self.network.graph.input, to_onnx(self._x)
-        for layer in layers:
-            entry = self._entry(layer)
-            if entry != held:
-                x = self._between(held, entry, x) if held in self._before[entry] else self._values(entry)
-                held = entry
-            yield layer, entry, x
+        for (start, stop), group in itertools.groupby(layers, lambda layer: (self._entry(layer), self._exit(layer))):
+            if start != held:
+                x = self._between(held, start, x) if held in self._before[start] else self._values(start)
+                held = start
+            yield _Block(self, list(group), start, stop, x)
 
     def _between(self, start: str, stop: str, x: F32) -> F32:
         """The tensor ``stop`` of all samples, computed from the values ``x`` of the earlier cut ``start``."""
         return self._batches(session(_ending(self._tail(start), [stop])), start, x, {})
 
     def _layer(
-        self, layer: Weighted, rounded: Sequence[Rounded], grids: Sequence[int], entry: str, x: F32, chosen: I64
+        self, layer: Weighted, rounded: Sequence[Rounded], grids: Sequence[int], block: _Block, chosen: I64
     ) -> list[float]:
         """The noise of each of ``rounded``; of a large network, of the `ANCHORS` and interpolated for the others."""
-        changed = substitute_weights(self._tail(entry), self.network, [layer])
-        made = session(changed, threads=1)
+        run = block.runner(layer)
 
-        def noises(one: Rounded, which: I64) -> F64:
-            found = self._batches(made, entry, x, weights(layer, one.values(), one.bias), which)
-            return sample_noises(found, self.logits[which])
+        def outputs(place: int, which: I64) -> F32:
+            return run(weights(layer, rounded[place].values(), rounded[place].bias), which)
+
+        def noises(place: int, which: I64) -> F64:
+            return block.noises(outputs(place, which), which)
 
         def measured(places: Sequence[int]) -> list[float]:
             reference = max(range(len(places)), key=lambda i: grids[places[i]] == REFERENCE)
-            return mean_noises(noises, [rounded[i] for i in places], [reference], chosen, len(x))
+            return mean_noises(noises, places, [reference], chosen, len(self._x))
 
         anchors = [place for place, grid in enumerate(grids) if grid in ANCHORS]
-        if len(chosen) == len(x) or not anchors:
+        if len(chosen) == len(self._x) or not anchors:
             return measured(range(len(grids)))
-        errors, found = self._own_errors(changed, layer, rounded, entry, x, chosen), np.zeros(len(grids))
+        errors = np.array([sample_noises(outputs(i, chosen), block.exact[chosen]).mean() for i in range(len(grids))])
+        found = np.zeros(len(grids))
         found[anchors] = measured(anchors)
         widths = {place for place, grid in enumerate(grids) if grid in WIDTHS}
         for family in filter(None, (sorted(widths), sorted({*range(len(grids))} - widths))):
@@ -222,25 +224,6 @@ class Probe:
             estimate = interpolated(found[known], errors[known], errors[family])
             found[family] = measured(family) if estimate is None else estimate
         return [float(noise) for noise in found]
-
-    def _own_errors(
-        self, changed: onnx.ModelProto, layer: Weighted, rounded: Sequence[Rounded], entry: str, x: F32, chosen: I64
-    ) -> F64:
-        """Mean squared error of the layer's own outputs for each of ``rounded``, on the samples ``chosen``.
-
-        ``changed``: the tail from ``entry`` with the layer's weights as inputs.
-        """
-        names = (
-            [*layer.products] if isinstance(layer, Linear) else [layer.rows if isinstance(layer, Embed) else layer.out]
-        )
-        made = session(_ending(changed, names), threads=1)
-
-        def outputs(weight: F32, bias: NDArray[np.floating[Any]]) -> F64:
-            found = self._outputs(made, entry, x, weights(layer, weight, bias), chosen)
-            return np.concatenate([one.reshape(-1) for one in found], dtype=np.float64)
-
-        exact = outputs(layer.weight, layer.bias)
-        return np.array([((outputs(one.values(), one.bias) - exact) ** 2).mean() for one in rounded])
 
     def _cut(self, tensor: str, made: Sequence[Codec]) -> list[float]:
         x = self._values(tensor)
@@ -262,6 +245,11 @@ class Probe:
             best = tensor
         return best
 
+    def _exit(self, layer: Weighted) -> str:
+        """The first cut behind ``layer``."""
+        found = (tensor for tensor, before in self._before.items() if layer.out in before)
+        return next(found, self.network.graph.output)
+
     def _tail(self, tensor: str) -> onnx.ModelProto:
         graph = self.network.graph
         return self.model if tensor == graph.input else tail_model(self.model, tensor, graph.shapes[tensor][1:])
@@ -278,25 +266,61 @@ class Probe:
         name = self.network.graph.input_of(model).name
         return lambda more: self._batches(made, name, x, more)
 
-    def _batches(self, made: Any, name: str, x: F32, more: Mapping[str, F32], which: I64 | None = None) -> F32:
-        """The first output for the samples ``which`` (None: all) of ``x``; see `_outputs`."""
-        return self._outputs(made, name, x, more, np.arange(len(x)) if which is None else which)[0]
+    def _batches(
+        self, made: Any, name: str, x: F32, more: Mapping[str, F32], which: I64 | None = None, *, whole: bool = True
+    ) -> F32:
+        """The first output for the samples ``which`` (None: all) of ``x``.
 
-    def _outputs(self, made: Any, name: str, x: F32, more: Mapping[str, F32], which: I64) -> list[F32]:
-        """Every output for the samples ``which`` of ``x``.
-
-        The inputs ``more`` are the same for all samples.
+        The inputs ``more`` are the same for all samples. ``whole``: ``x`` holds all samples, not only ``which``.
         """
+        which = np.arange(len(x)) if which is None else which
         ids = self.network.graph.input
-        fed: dict[str, NDArray[Any]] = {name: x}
-        if self.network.graph.takes_ids and ids in {i.name for i in made.get_inputs()}:
-            fed[ids] = self._x.astype(np.int64)
-        parts = (which[i : i + self._batch] for i in range(0, len(which), self._batch))
-        found = [made.run(None, {**{n: v[part] for n, v in fed.items()}, **more}) for part in parts]
-        return [np.concatenate(one) for one in zip(*found, strict=True)]
+        takes_ids = self.network.graph.takes_ids and ids in {i.name for i in made.get_inputs()}
+        found = []
+        for first in range(0, len(which), self._batch):
+            part = which[first : first + self._batch]
+            fed: dict[str, NDArray[Any]] = {name: x[part] if whole else x[first : first + self._batch], **more}
+            if takes_ids:
+                fed[ids] = self._x[part].astype(np.int64)
+            found.append(made.run(None, fed)[0])
+        return np.concatenate(found)
 
     def _kept(self, tensor: str, parts: Sequence[Part], measure: Callable[[], list[float]]) -> list[float]:
         return remembered(self._cache, key("noise alone", self._about, tensor, *parts), list[float], measure)
+
+
+class _Block:
+    """``layers`` between the cuts ``start`` and ``stop``, and the values ``x`` at ``start`` (ONNX layout)."""
+
+    def __init__(self, probe: Probe, layers: Sequence[Weighted], start: str, stop: str, x: F32) -> None:
+        self.layers, self._probe, self._start, self._stop, self._x = layers, probe, start, stop, x
+
+    @functools.cached_property
+    def _inner(self) -> onnx.ModelProto:
+        return _ending(self._probe._tail(self._start), [self._stop])
+
+    @functools.cached_property
+    def exact(self) -> F32:
+        """The float model's values at ``stop``."""
+        return self._run(session(self._inner, threads=1), {}, np.arange(len(self._x)))
+
+    def runner(self, layer: Weighted) -> Callable[[Mapping[str, F32], I64], F32]:
+        """The values at ``stop`` for other weights of ``layer`` and some samples."""
+        made = session(substitute_weights(self._inner, self._probe.network, [layer]), threads=1)
+        return functools.partial(self._run, made)
+
+    def _run(self, made: Any, more: Mapping[str, F32], which: I64) -> F32:
+        return self._probe._batches(made, self._start, self._x, more, which)
+
+    @functools.cached_property
+    def _tail(self) -> Any:
+        return session(self._probe._tail(self._stop), threads=1)
+
+    def noises(self, values: F32, which: I64) -> F64:
+        """The noise of each of the samples ``which`` if they have ``values`` at ``stop``."""
+        if self._stop != self._probe.network.graph.output:
+            values = self._probe._batches(self._tail, self._stop, values, {}, which, whole=False)
+        return sample_noises(values, self._probe.logits[which])
 
 
 def _ending(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:

@@ -155,7 +155,7 @@ def _create(
     judged_by = metric_for(metric, samples, output)
     has_classes = bool(labels) or samples.classes is not None
     if judged_by != "top1":
-        samples = Samples(samples.preprocess, samples.sources)
+        samples = samples.unlabelled()
     labels = labels if output.has_classes or output.task is not None else ()
     check_output(math.prod(output.computed))
     check_classes(tasks.classes(output) or len(labels), samples, labels)
@@ -241,7 +241,7 @@ class _Calibrator:
             )
         self.weighted = network.weighted(deepest)
         self._deepest = deepest
-        self.outputs = accuracy.float_outputs(runner(model), samples, progress)
+        self.outputs = accuracy.float_outputs(runner(model, threads=1), samples, progress)
         self.answers = accuracy.top1(self.outputs)
         self._enough = enough(network, self.outputs[0].size)
         #: Samples for the accuracy bound: those that rounding did not use, because it shows too little noise on the
@@ -400,7 +400,8 @@ def calibrate(
         return Calibration({}, {})
     graph, reachable = network.graph, network.reachable()
     tensors = [graph.input, *(la.out for la in network.layers if la.out in reachable and la.out in graph.shapes)]
-    found = activations.collect_statistics(model, graph, tensors, samples, progress)
+    fed = {la.inputs[0] for la in network.layers if isinstance(la, layers.Conv)}
+    found = activations.collect_statistics(model, graph, tensors, samples, progress, fed)
     quantizations = {t: activations.quantization(*activations.best_range(s)) for t, s in found.items()}
     if graph.output in found:
         known = samples.classes is not None if ranked is None else ranked
@@ -412,7 +413,6 @@ def calibrate(
         quantizations |= dict.fromkeys((graph.output, _holder(network)), own)
     if samples.preprocess.kind == "image":
         quantizations[graph.input] = Quantization(*input_quantization(samples.preprocess))
-    fed = {la.inputs[0] for la in network.layers if isinstance(la, layers.Conv)}
     return Calibration(quantizations, {t: s.mean.astype(np.float32) for t, s in found.items() if t in fed})
 
 

@@ -268,7 +268,10 @@ class Rounder:
         self._order, self._rows = order, np.arange(groups)[:, None]
         places = self._rows[:, :, None], order[:, :, None], order[:, None, :]
         cost = cost[places]
-        self._feed, self._cost = _feed(cost).astype(np.float32), cost.astype(np.float32)
+        right = _right(cost)
+        self._right, self._feed = right.astype(np.float32), _feed(right).astype(np.float32)
+        self._root = np.diagonal(right, axis1=1, axis2=2)[:, :, None].astype(np.float32)
+        self._cost = cost.astype(np.float32)
         self._covariance = moments.covariance[places].astype(np.float32)
         self._w = self._columns(weight)
         self._pull = self._cost @ self._w
@@ -292,44 +295,68 @@ class Rounder:
         All candidates are rounded side by side, like further outputs.
         """
         plain = [nearest(self._weight, self._bias, bits, self._least) for bits in widths]
-        steps = even_steps(self._weight, rates)
-        starts = [start for bits, one in zip(widths, plain, strict=True) for start in self._starts(bits, one.scale)]
-        each = len(starts) // max(1, len(widths))
-        starts += [_Start(8, np.maximum(np.full_like(self._floor, step), self._floor), False) for step in steps]
-        together = max(1, TOGETHER // self._w.size)
-        if len(self._w) > 1:
-            together = max(1, min(together, TOGETHER_GROUPED // self._w.shape[2]))
-        ended = [
-            one
-            for first in range(0, len(starts), together)
-            for one in self._descended(starts[first : first + together])
-        ]
+        starts = [self._starts(bits, one.scale) for bits, one in zip(widths, plain, strict=True)]
+        each = 1
+        if self._w.shape[1] <= SHALLOW:  # little work: every start descends, not only the best one
+            each = len(SHALLOW_SHARES)
+            starts = [[start] for grid in starts for start in grid]
+        ended = self._in_parts(starts)
+        steps = [np.maximum(np.full_like(self._floor, step), self._floor) for step in even_steps(self._weight, rates)]
+        even = self._in_parts([[_Start(8, step, False)] for step in steps])
         found = []
         for i, one in enumerate(plain):
             scale = one.scale.reshape(self._floor.shape)
             found.append(self._elect([*ended[i * each : (i + 1) * each], (self._columns(one.levels), scale)]))
-        return found + [self._elect([one]) for one in ended[each * len(plain) :]]
+        return found + [self._elect([one]) for one in even]
 
     def _starts(self, bits: int, scale: F32) -> list[_Start]:
         shares = SHARES if self._w.shape[1] > SHALLOW else SHALLOW_SHARES
         scale = scale.reshape(self._floor.shape)
         return [_Start(bits, np.maximum(scale * np.float32(share), self._floor), True) for share in shares]
 
-    def _descended(self, starts: Sequence[_Start]) -> list[tuple[F32, F32]]:
-        """The levels [G, K, R] and scale [G, R] that the descent finds from each of ``starts``."""
-        count = len(starts)
+    def _in_parts(self, grids: Sequence[Sequence[_Start]]) -> list[tuple[F32, F32]]:
+        """`_descended`, for as many ``grids`` at a time as memory allows."""
+        together = max(1, TOGETHER // self._w.size)
+        if len(self._w) > 1:
+            together = max(1, min(together, TOGETHER_GROUPED // self._w.shape[2]))
+        parts = (grids[first : first + together] for first in range(0, len(grids), together))
+        return [one for part in parts for one in self._descended(part)]
+
+    def _descended(self, grids: Sequence[Sequence[_Start]]) -> list[tuple[F32, F32]]:
+        """The levels [G, K, R] and scale [G, R] of each of ``grids``, each with equally many starts.
+
+        Error feedback runs from every start. The descent continues from the best start of each output. With the
+        errors f that were fed back and the factor cost = right right', z = f x diagonal(right) is the remaining error:
+        e' cost e = |z|^2, and cost e = right z. So neither needs a product with the cost.
+        """
+        count = len(grids)
         w, pull, floor = (np.tile(x, count) for x in (self._w, self._pull, self._floor))
-        scale = np.concatenate([start.scale for start in starts], axis=1)
-        refit = np.repeat([start.refit for start in starts], self._w.shape[2])
-        grid = _Grid.of(np.repeat([start.bits for start in starts], self._w.shape[2]))
-        levels = np.empty_like(w)
-        _successive(w.copy(), self._feed, scale, grid, levels)
-        for _ in range(self._options.sweeps):
-            through = self._cost @ levels
-            scale = np.where(refit, _refit(pull, levels, through, scale, floor), scale)
-            _descend(pull - through * scale[:, None], self._cost, scale, grid, levels)
-        scale = np.where(refit, _refit(pull, levels, self._cost @ levels, scale, floor), scale)
+        grid = _Grid.of(np.repeat([starts[0].bits for starts in grids], self._w.shape[2]))
+        refit = np.repeat([starts[0].refit for starts in grids], self._w.shape[2])
+        scale, levels, rest = self._fed_back(w, [start[0] for start in grids], grid)
+        least = _squares(rest)
+        for place in range(1, len(grids[0])):
+            other = self._fed_back(w, [starts[place] for starts in grids], grid)
+            error = _squares(other[2])
+            better = error < least
+            scale, least = np.where(better, other[0], scale), np.minimum(error, least)
+            np.copyto(levels, other[1], where=better[:, None])
+            np.copyto(rest, other[2], where=better[:, None])
+        slope = _upper_product(self._right, rest)
+        for sweep in range(self._options.sweeps + 1):
+            if sweep:
+                _descend(slope, self._cost, scale, grid, levels)
+            fitted = np.where(refit, _refit(pull, levels, slope, scale, floor), scale)
+            slope = pull + (slope - pull) * (fitted / scale)[:, None]
+            scale = fitted
         return list(zip(np.split(levels, count, axis=2), np.split(scale, count, axis=1), strict=True))
+
+    def _fed_back(self, w: F32, starts: Sequence[_Start], grid: _Grid) -> tuple[F32, F32, F32]:
+        """Scale, levels, and remaining errors z of error feedback from ``starts``."""
+        scale, levels = np.concatenate([start.scale for start in starts], axis=1), np.empty_like(w)
+        rest = _successive(w.copy(), self._feed, scale, grid, levels)
+        rest *= self._root
+        return scale, levels, rest
 
     def _elect(self, candidates: Sequence[tuple[F32, F32]]) -> Rounded:
         """For each output, the candidate with the least squared error on the inputs."""
@@ -427,11 +454,14 @@ def damped(moments: Moments, damping: float) -> F64:
     return made
 
 
-def _feed(cost: F64) -> F64:
+def _right(cost: F64) -> F64:
+    """The upper triangular factor of ``cost`` [G, K, K] = right right'."""
+    made: F64 = np.ascontiguousarray(np.linalg.cholesky(cost[:, ::-1, ::-1])[:, ::-1, ::-1], np.float64)
+    return made
+
+
+def _feed(right: F64) -> F64:
     """Row k: the share of the error of input k that is subtracted from the weights of later inputs."""
-    right = np.asarray(
-        np.linalg.cholesky(cost[:, ::-1, ::-1])[:, ::-1, ::-1], np.float64
-    )  # upper triangular, right right' = cost
     upper = _inverse(right)
     made: F64 = upper / np.diagonal(upper, axis1=1, axis2=2)[:, :, None]
     return made
@@ -471,10 +501,29 @@ def _successive(left: F32, feed: F32, scale: F32, grid: _Grid, levels: F32) -> F
     return wrong
 
 
+def _upper_product(upper: F32, x: F32) -> F32:
+    """``upper`` @ ``x`` for upper triangular matrices [G, K, K], by halves: half of the work of a general product."""
+    depth = upper.shape[1]
+    if depth <= BLOCK:
+        whole: F32 = upper @ x
+        return whole
+    half, made = depth // 2, np.empty_like(x)
+    made[:, :half] = _upper_product(upper[:, :half, :half], x[:, :half])
+    made[:, :half] += upper[:, :half, half:] @ x[:, half:]
+    made[:, half:] = _upper_product(upper[:, half:, half:], x[:, half:])
+    return made
+
+
+def _squares(x: F32) -> F32:
+    """Sums [G, R] of squares of x [G, K, R]."""
+    found: F32 = np.einsum("gkr,gkr->gr", x, x)
+    return found
+
+
 def _descend(slope: F32, cost: F32, scale: F32, grid: _Grid, levels: F32) -> F32:
     """Coordinate descent: set each of the ``levels`` in turn to its best value. Returns the change of the weights.
 
-    ``slope`` [G, K, R] = cost (w - levels x scale) is overwritten. Splits into halves as `_successive`.
+    ``slope`` [G, K, R] = cost (w - levels x scale) follows the levels. Splits into halves as `_successive`.
     """
     depth, moved = levels.shape[1], np.empty_like(levels)
     if depth > LEAF:
@@ -482,6 +531,7 @@ def _descend(slope: F32, cost: F32, scale: F32, grid: _Grid, levels: F32) -> F32
         moved[:, :half] = _descend(slope[:, :half], cost[:, :half, :half], scale, grid, levels[:, :half])
         slope[:, half:] -= cost[:, half:, :half] @ moved[:, :half]
         moved[:, half:] = _descend(slope[:, half:], cost[:, half:, half:], scale, grid, levels[:, half:])
+        slope[:, :half] -= cost[:, :half, half:] @ moved[:, half:]
         return moved
     inverse = 1 / (scale * grid.pitch)
     for k in range(depth):
@@ -490,7 +540,7 @@ def _descend(slope: F32, cost: F32, scale: F32, grid: _Grid, levels: F32) -> F32
         best = grid.snap(wanted)
         moved[:, k] = (best - levels[:, k]) * scale
         levels[:, k] = best
-        slope[:, k + 1 :] -= cost[:, k + 1 :, k, None] * moved[:, None, k]
+        slope -= cost[:, :, k, None] * moved[:, None, k]
     return moved
 
 
@@ -498,11 +548,12 @@ def _half(depth: int) -> int:
     return -(-depth // (2 * LEAF)) * LEAF
 
 
-def _refit(pull: F32, levels: F32, through: F32, scale: F32, floor: F32) -> F32:
+def _refit(pull: F32, levels: F32, slope: F32, scale: F32, floor: F32) -> F32:
     """The best scale [G, R] for given levels; the old scale if the best is not positive.
 
-    ``pull`` = cost w, ``through`` = cost levels.
+    ``pull`` = cost w, ``slope`` = cost (w - levels x ``scale``).
     """
-    square, along = (levels * through).sum(axis=1), (levels * pull).sum(axis=1)
+    along = np.einsum("gkr,gkr->gr", levels, pull)
+    square = (along - np.einsum("gkr,gkr->gr", levels, slope)) / scale
     good = (square > 0) & (along > 0)
     return np.maximum(np.where(good, along / np.where(good, square, 1), scale), floor)

@@ -47,8 +47,7 @@ class Samples(Sequence[F32]):
         if isinstance(labels, np.ndarray):
             labels = Labels(labels, [f"sample {i}" for i in range(len(labels))], [])
         self.preprocess, self.sources, self.labels = preprocess, sources, labels
-        self._kept: dict[int, U8] = {}
-        self._room = KEPT_BYTES
+        self._decoded = _Decoded()
 
     @property
     def classes(self) -> I64 | None:
@@ -91,12 +90,20 @@ class Samples(Sequence[F32]):
     def take(self, chosen: I64) -> Samples:
         """The samples with the indices ``chosen``."""
         labels = None if self.labels is None else self.labels.take(chosen)
-        return Samples(self.preprocess, [self.sources[i] for i in chosen], labels)
+        other = Samples(self.preprocess, [self.sources[i] for i in chosen], labels)
+        other._decoded = self._decoded
+        return other
+
+    def unlabelled(self) -> Samples:
+        """The same samples without labels."""
+        other = Samples(self.preprocess, self.sources)
+        other._decoded = self._decoded
+        return other
 
     def normalised_by(self, mean: list[float], std: list[float]) -> Samples:
         """The same samples with another normalization. Decoded images are not decoded again."""
         other = Samples(msgspec.structs.replace(self.preprocess, mean=mean, std=std), self.sources, self.labels)
-        other._kept, other._room = self._kept, self._room
+        other._decoded = self._decoded
         return other
 
     def codes(self, index: int, tensor: Tensor) -> NDArray[Any]:
@@ -111,20 +118,18 @@ class Samples(Sequence[F32]):
         return quantize_tensor(self._array(index), tensor)
 
     def _pixels(self, index: int) -> U8:
-        kept = self._kept.get(index)
-        if kept is None:
-            path = self.sources[index]
-            assert isinstance(path, Path)
+        path = self.sources[index]
+        assert isinstance(path, Path)
+        found = self._decoded.pixels.get(path)
+        if found is None:
             try:
-                kept = prepare_image(load_image(_read(path)), self.preprocess)
+                found = prepare_image(load_image(_read(path)), self.preprocess)
             except errors.InputError as error:
                 raise errors.InputError(
                     f"{path}: {error.message}, or remove the file from the folder", **error.data, file=str(path)
                 ) from error
-            if kept.nbytes <= self._room:
-                self._room -= kept.nbytes
-                self._kept[index] = kept
-        return kept
+            self._decoded.keep(path, found)
+        return found
 
     def _array(self, index: int) -> F32:
         source = self.sources[index]
@@ -143,6 +148,20 @@ class Samples(Sequence[F32]):
                 f"{where} contains NaN or values beyond {LARGEST:g}; give finite numbers", reason="not-finite"
             )
         return array.astype(np.float32)
+
+
+class _Decoded:
+    """Decoded pixels by file, shared by all parts of the same samples. Threads may share it."""
+
+    def __init__(self) -> None:
+        self.pixels: dict[Path, U8] = {}
+        self._room = KEPT_BYTES
+
+    def keep(self, path: Path, pixels: U8) -> None:
+        """Keep ``pixels`` if there is room."""
+        if pixels.nbytes <= self._room:
+            self._room -= pixels.nbytes
+            self.pixels[path] = pixels
 
 
 def open_samples(

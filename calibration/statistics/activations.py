@@ -6,9 +6,9 @@ ONNX Runtime runs the samples; histograms of the values give the ranges of uint8
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
 import onnx
@@ -16,15 +16,20 @@ from numpy.typing import NDArray
 
 from calibration.importing.graph import Graph, with_batch
 from calibration.importing.sessions import session
+from calibration.parallel import in_order
+from calibration.samples.samples import evenly
 from splitedge import errors
 
 T = TypeVar("T")
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
 
 BINS: Final = 2048
 #: Maximum values of one tensor of one sample in its histogram. Minimum, maximum and mean use all values.
 HISTOGRAM_VALUES: Final = 16_384
+#: Maximum number of samples, evenly spread, that enter histograms.
+HISTOGRAM_SAMPLES: Final = 128
 #: Maximum bytes of activations that one run of ONNX Runtime returns.
 RUN_BYTES: Final = 256 << 20
 
@@ -64,24 +69,42 @@ class Quantization:
 
 
 def collect_statistics(
-    model: onnx.ModelProto, graph: Graph, tensors: Sequence[str], samples: Sequence[F32], progress: Progress
+    model: onnx.ModelProto,
+    graph: Graph,
+    tensors: Sequence[str],
+    samples: Sequence[F32],
+    progress: Progress,
+    means: Collection[str] | None = None,
 ) -> dict[str, Statistics]:
     """`Statistics` of ``tensors`` over ``samples`` (float32, stored layout).
 
-    Runs two passes, one sample at a time. Raises `errors.ModelError` if a tensor is not finite.
+    Runs two passes; the second one, for the histograms, takes at most `HISTOGRAM_SAMPLES` samples. ``means``: the
+    tensors whose means are needed; None: all. Raises `errors.ModelError` if a tensor is not finite.
     """
     found: dict[str, Statistics] = {}
     groups = list(in_parts(tensors, lambda tensor: 4 * math.prod(graph.shapes[tensor]), RUN_BYTES))
-    total = 2 * len(groups) * len(samples)
-    for index, group in enumerate(groups):
-        tap = Tap(model, graph, group)
-        for i, values in enumerate(tap.over(samples)):
-            _widen(found, values, graph, i)
-            progress("observe", 2 * index * len(samples) + i + 1, total)
-        for i, values in enumerate(tap.over(samples)):
-            for name, value in values.items():
-                _count(found[name], value)
-            progress("observe", (2 * index + 1) * len(samples) + i + 1, total)
+    counted = evenly(len(samples), HISTOGRAM_SAMPLES).tolist()
+    done, total = 0, len(groups) * (len(samples) + len(counted))
+    for group in groups:
+        tap = Tap(model, graph, group, threads=1)
+        wanted = set(group) if means is None else set(group) & set(means)
+
+        def ends(i: int, tap: Tap = tap, wanted: Collection[str] = wanted) -> dict[str, _Ends]:
+            return {name: _ends(value, graph, name, i, name in wanted) for name, value in tap.of(samples[i]).items()}
+
+        def histograms(i: int, tap: Tap = tap) -> dict[str, I64]:
+            return {name: _counts(found[name], value) for name, value in tap.of(samples[i]).items()}
+
+        for each in in_order(ends, range(len(samples))):
+            for name, (lo, hi, mean) in each.items():
+                _widen(found, name, lo, hi, mean)
+            done += 1
+            progress("observe", done, total)
+        for each_counts in in_order(histograms, counted):
+            for name, counts in each_counts.items():
+                found[name].counts += counts
+            done += 1
+            progress("observe", done, total)
     for statistics in found.values():
         statistics.mean /= len(samples)
     return found
@@ -89,36 +112,47 @@ def collect_statistics(
 
 def count_values(
     model: onnx.ModelProto, graph: Graph, tensors: Sequence[str], samples: Sequence[F32], progress: Progress
-) -> dict[str, tuple[F64, NDArray[np.int64]]]:
+) -> dict[str, tuple[F64, I64]]:
     """Histograms of the channels of float ``tensors`` over ``samples``, as `clipping.Histogram` takes them.
 
     For each tensor: 256 values [C, 256] from the minimum to the maximum of each channel, and how often each was the
-    nearest, [C, 256]. Runs two passes, one sample at a time. Raises `errors.ModelError` if a tensor is not finite.
+    nearest, [C, 256]. Runs two passes. Raises `errors.ModelError` if a tensor is not finite.
     """
-    found: dict[str, tuple[F64, NDArray[np.int64]]] = {}
+    found: dict[str, tuple[F64, I64]] = {}
     groups = list(in_parts(tensors, lambda tensor: 4 * math.prod(graph.shapes[tensor]), RUN_BYTES))
-    total = 2 * len(groups) * len(samples)
-    for index, group in enumerate(groups):
-        tap = Tap(model, graph, group)
+    done, total = 0, 2 * len(groups) * len(samples)
+    for group in groups:
+        tap = Tap(model, graph, group, threads=1)
         ends: dict[str, tuple[F32, F32]] = {}
-        for i, values in enumerate(tap.over(samples)):
-            for name, value in values.items():
+
+        def limits(i: int, tap: Tap = tap) -> dict[str, tuple[F32, F32]]:
+            made = {}
+            for name, value in tap.of(samples[i]).items():
                 refuse_nonfinite(value, graph, name, i)
                 rows = stored_rows(value)
-                lo, hi = rows.min(axis=0), rows.max(axis=0)
+                made[name] = rows.min(axis=0), rows.max(axis=0)
+            return made
+
+        def codes(i: int, tap: Tap = tap, ends: Mapping[str, tuple[F32, F32]] = ends) -> dict[str, I64]:
+            return {name: _count_codes(stored_rows(value), *ends[name]) for name, value in tap.of(samples[i]).items()}
+
+        for each in in_order(limits, range(len(samples))):
+            for name, (lo, hi) in each.items():
                 known = ends.get(name, (lo, hi))
                 ends[name] = np.minimum(known[0], lo), np.maximum(known[1], hi)
-            progress("histograms", 2 * index * len(samples) + i + 1, total)
+            done += 1
+            progress("histograms", done, total)
         for name, (lo, hi) in ends.items():
             steps = np.arange(256) / 255
             found[name] = (
                 lo[:, None] + steps * (hi - lo).astype(np.float64)[:, None],
                 np.zeros((len(lo), 256), np.int64),
             )
-        for i, values in enumerate(tap.over(samples)):
-            for name, value in values.items():
-                _count_codes(found[name][1], stored_rows(value), *ends[name])
-            progress("histograms", (2 * index + 1) * len(samples) + i + 1, total)
+        for each_counts in in_order(codes, range(len(samples))):
+            for name, counts in each_counts.items():
+                found[name][1][:] += counts
+            done += 1
+            progress("histograms", done, total)
     return found
 
 
@@ -128,28 +162,30 @@ def stored_rows(value: F32) -> F32:
     return x.reshape(-1, x.shape[-1])
 
 
-def _count_codes(counts: NDArray[np.int64], rows: F32, lo: F32, hi: F32) -> None:
+def _count_codes(rows: F32, lo: F32, hi: F32) -> I64:
     width = (hi - lo).astype(np.float64)
     codes = np.rint((rows - lo) * (255 / np.where(width > 0, width, 1.0))).astype(np.int64)
-    counts += np.bincount((codes + 256 * np.arange(len(lo))).reshape(-1), minlength=counts.size).reshape(counts.shape)
+    return np.bincount((codes + 256 * np.arange(len(lo))).reshape(-1), minlength=256 * len(lo)).reshape(-1, 256)
 
 
 class Tap:
-    """The float model with some of its tensors as outputs."""
+    """The float model with some of its tensors as outputs. ``threads`` as in `sessions.session`."""
 
-    def __init__(self, model: onnx.ModelProto, graph: Graph, tensors: Sequence[str]) -> None:
+    def __init__(self, model: onnx.ModelProto, graph: Graph, tensors: Sequence[str], threads: int = 0) -> None:
         opened = with_batch(model, 1)
         infos = [onnx.helper.make_tensor_value_info(t, onnx.TensorProto.FLOAT, None) for t in tensors]
         del opened.graph.output[:]
         opened.graph.output.extend(infos)
-        self._session, self._tensors, self._graph = session(opened), list(tensors), graph
+        self._session, self._tensors, self._graph = session(opened, threads), list(tensors), graph
+
+    def of(self, sample: F32) -> dict[str, F32]:
+        """The tensors (ONNX layout) for one sample (stored layout). Threads may share a tap."""
+        found = self._session.run(self._tensors, feed(self._graph, sample[None]))
+        return dict(zip(self._tensors, found, strict=True))
 
     def over(self, samples: Iterable[F32]) -> Iterator[dict[str, F32]]:
-        """The tensors (ONNX layout) for each sample (stored layout)."""
-        for sample in samples:
-            yield dict(
-                zip(self._tensors, self._session.run(self._tensors, feed(self._graph, sample[None])), strict=True)
-            )
+        """`of` each of ``samples``."""
+        yield from map(self.of, samples)
 
 
 def feed(graph: Graph, x: F32) -> dict[str, NDArray[np.generic]]:
@@ -227,23 +263,31 @@ def refuse_nonfinite(value: F32, graph: Graph, name: str, sample: int) -> None:
         )
 
 
-def _widen(found: dict[str, Statistics], values: dict[str, F32], graph: Graph, sample: int) -> None:
-    for name, value in values.items():
+_Ends: TypeAlias = tuple[float, float, F64]  # least and greatest value, and the mean of each channel
+
+
+def _ends(value: F32, graph: Graph, name: str, sample: int, mean: bool) -> _Ends:
+    lo, hi = float(value.min()), float(value.max())
+    if not (math.isfinite(lo) and math.isfinite(hi)):
         refuse_nonfinite(value, graph, name, sample)
-        lo, hi = float(value.min()), float(value.max())
-        mean = value.mean(axis=(0, 2, 3) if value.ndim == 4 else tuple(range(value.ndim - 1)), dtype=np.float64)
-        if name not in found:
-            found[name] = Statistics(lo, hi, np.zeros(BINS, np.int64), np.zeros(mean.shape))
-        known = found[name]
-        known.lo, known.hi = min(known.lo, lo), max(known.hi, hi)
-        known.least_top = min(known.least_top, hi)
-        known.mean += mean
+    axes = (0, 2, 3) if value.ndim == 4 else tuple(range(value.ndim - 1))
+    return lo, hi, value.mean(axis=axes, dtype=np.float64) if mean else np.zeros(())
 
 
-def _count(statistics: Statistics, value: F32) -> None:
+def _widen(found: dict[str, Statistics], name: str, lo: float, hi: float, mean: F64) -> None:
+    if name not in found:
+        found[name] = Statistics(lo, hi, np.zeros(BINS, np.int64), np.zeros(mean.shape))
+    known = found[name]
+    known.lo, known.hi = min(known.lo, lo), max(known.hi, hi)
+    known.least_top = min(known.least_top, hi)
+    known.mean += mean
+
+
+def _counts(statistics: Statistics, value: F32) -> I64:
     flat = value.reshape(-1)
     step = -(-flat.size // HISTOGRAM_VALUES) | 1  # odd, because even steps would skip columns of a plane
-    # numpy refuses bins that float32 cannot tell apart, for example if all values are equal
+    # bins that float32 cannot tell apart are useless, for example if all values are equal
     least = 2 * BINS * float(np.spacing(np.float32(max(abs(statistics.lo), abs(statistics.hi), 1e-30))))
     top = max(statistics.hi, statistics.lo + least)
-    statistics.counts += np.histogram(flat[::step], BINS, (statistics.lo, top))[0]
+    places = ((flat[::step].astype(np.float64) - statistics.lo) * (BINS / (top - statistics.lo))).astype(np.int64)
+    return np.bincount(np.minimum(places, BINS - 1), minlength=BINS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from calibration.lowering.layers import Conv, Linear, Network, Pad, Patches, Weighted
+from calibration.parallel import in_order
 from calibration.samples.samples import Samples, evenly
 from calibration.statistics.activations import Progress, Tap, in_parts
 from kernels import reference
@@ -21,11 +23,14 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Product: TypeAlias = Conv | Linear
 
-#: Maximum positions of one sample that enter the moments of a layer, evenly spread. A plane of 14 x 14 enters whole.
+#: Maximum positions of one sample that enter the moments of a layer, evenly spread. A plane of 14 x 14 enters whole. Of
+#: depthwise layers fewer suffice, down to the second number, if all samples have `WIDE` positions per input.
 POSITIONS: Final = 196
-#: Number of samples, evenly spread. Layers with few positions per sample use more: up to `DEEP` positions per input, at
-#: most `MOST_SAMPLES` samples.
-SAMPLES: Final = 256
+LEAST_POSITIONS: Final = 49
+#: Number of samples, evenly spread: enough for `WIDE` positions per input, but within `SAMPLES`. Layers with few
+#: positions per sample use more: up to `DEEP` positions per input, at most `MOST_SAMPLES` samples.
+SAMPLES: Final = (64, 256)
+WIDE: Final = 100
 MOST_SAMPLES: Final = 4096
 DEEP: Final = 16
 #: Positions that are multiplied at once. From 419 positions of 5 x 5 inputs on, OpenBLAS starts its threads for each
@@ -56,11 +61,12 @@ def collect(
     """Each of ``layers`` with the `Moments` of its inputs in the float model. Few moments are in memory at once."""
     parts = list(in_parts(layers, lambda la: 8 * groups(la) * math.prod(la.weight.shape[1:]) ** 2, PASS_BYTES))
     for index, part in enumerate(parts):
-        sums = [_Sums(network, layer) for layer in part]
         wanted = [min(len(samples), _wanted(network, layer)) for layer in part]
+        sums = [_Sums(network, layer, count) for layer, count in zip(part, wanted, strict=True)]
         chosen = [set(evenly(max(wanted), count).tolist()) for count in wanted]
-        tap = Tap(model, network.graph, sorted({t for s in sums for t in s.tensors}))
-        for i, values in enumerate(tap.over(samples[int(k)] for k in evenly(len(samples), max(wanted)))):
+        tap = Tap(model, network.graph, sorted({t for s in sums for t in s.tensors}), threads=1)
+        places = evenly(len(samples), max(wanted)).tolist()
+        for i, values in enumerate(in_order(functools.partial(_tapped, tap, samples), places, ahead=0)):
             for total, own in zip(sums, chosen, strict=True):
                 if i in own:
                     total.add(values)
@@ -70,11 +76,17 @@ def collect(
             yield total.layer, total.moments()
 
 
+def _tapped(tap: Tap, samples: Samples, index: int) -> dict[str, F32]:
+    return tap.of(samples[index])
+
+
 def _wanted(network: Network, layer: Product) -> int:
     """Number of samples that enter the layer's moments."""
     made = next(iter(layer.products)) if isinstance(layer, Linear) else layer.out
     positions = min(POSITIONS, math.prod(network.graph.stored_shape(made)[:-1]))
-    return min(MOST_SAMPLES, max(SAMPLES, -(-DEEP * math.prod(layer.weight.shape[1:]) // positions)))
+    depth = math.prod(layer.weight.shape[1:])
+    enough = min(max(SAMPLES[0], -(-WIDE * depth // positions)), SAMPLES[1])
+    return min(MOST_SAMPLES, max(enough, -(-DEEP * depth // positions)))
 
 
 def groups(layer: Weighted) -> int:
@@ -85,8 +97,10 @@ def groups(layer: Weighted) -> int:
 class _Sums:
     """Running sums of one layer's inputs."""
 
-    def __init__(self, network: Network, layer: Product) -> None:
+    def __init__(self, network: Network, layer: Product, samples: int) -> None:
         self.layer, self._entry = layer, entry(network, layer)
+        enough = -(-WIDE * math.prod(layer.weight.shape[1:]) // samples)
+        self._most = min(POSITIONS, max(LEAST_POSITIONS, enough))
         #: A product that is added to the stream. Each position is weighted by 1 / variance, because the next norm
         #: divides by the deviation.
         self._stream = layer.out if isinstance(layer, Linear) and len(layer.inputs) > 1 else None
@@ -100,7 +114,9 @@ class _Sums:
 
     def add(self, values: Mapping[str, F32]) -> None:
         plane = self._entry.read(values[self._entry.tensor])
-        read = _windows(plane, self.layer, self._entry.pad) if isinstance(self.layer, Conv) else _rows(plane)
+        read = (
+            _windows(plane, self.layer, self._entry.pad, self._most) if isinstance(self.layer, Conv) else _rows(plane)
+        )
         self._held.append(read)
         if self._stream:
             self._shares.append(1 / np.maximum(_rows(values[self._stream])[0].var(axis=1), np.float32(1e-12)))
@@ -172,15 +188,15 @@ def _rows(x: F32) -> F32:
     return np.ascontiguousarray(rows[:, :: math.ceil(rows.shape[1] / POSITIONS) | 1])
 
 
-def _windows(x: F32, layer: Conv, pad: tuple[int, int, int, int]) -> F32:
-    """The inputs of the outputs at up to `POSITIONS` positions of ``x`` [H, W, C]: [G, positions, K]."""
+def _windows(x: F32, layer: Conv, pad: tuple[int, int, int, int], most: int) -> F32:
+    """The inputs of the outputs at up to ``most`` positions of ``x`` [H, W, C]: [G, positions, K]."""
     top, left, bottom, right = pad
     x = np.pad(x, ((top, bottom), (left, right), (0, 0)))
     high, wide = ((n - 1) * d + 1 for n, d in zip(layer.weight.shape[1:3], layer.dilation, strict=True))
     windows = sliding_window_view(x, (high, wide), axis=(0, 1))
     windows = windows[:: layer.stride[0], :: layer.stride[1], :, :: layer.dilation[0], :: layer.dilation[1]]
     rows, columns, channels = windows.shape[:3]
-    step = math.ceil(rows * columns / POSITIONS) | 1  # odd, because even steps would skip columns
+    step = math.ceil(rows * columns / most) | 1  # odd, because even steps would skip columns
     at = np.arange(0, rows * columns, step)
     taken = windows[at // columns, at % columns]  # [positions, C, KH, KW]
     grouped = taken.reshape(len(at), layer.groups, channels // layer.groups, *taken.shape[2:]).transpose(1, 0, 3, 4, 2)

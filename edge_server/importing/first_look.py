@@ -14,7 +14,7 @@ from calibration.accuracy.tail_runs import runner
 from calibration.bundle.requirements import MetricChoice
 from calibration.importing import outputs
 from calibration.samples.samples import Samples, evenly
-from edge_server.importing.preprocessing import fitting
+from edge_server.importing.preprocessing import Preset, fitting
 from splitedge.head import answers
 from splitedge.protocol.messages import OutputKind
 
@@ -115,6 +115,9 @@ class FirstLook:
             return None
         some = self._samples.take(evenly(len(self._answers), count))
         given = self._evidence(some)
+        presets = self._promising(presets, some, given)
+        if not presets:
+            return None
         found = {name: self._evidence(some.normalised_by(one.mean, one.std)) for name, one in presets.items()}
         order = sorted(found, key=lambda name: found[name].rank, reverse=True)
         best = found[order[0]]
@@ -122,6 +125,23 @@ class FirstLook:
             return None
         alike = [name for name in order if found[name].equals(best)]
         return BetterPresets(alike, count, best.count_right(), given.count_right())
+
+    def _promising(self, presets: dict[str, Preset], some: Samples, given: _Evidence) -> dict[str, Preset]:
+        """The ``presets`` that may be clearly better than ``given`` on the samples ``some``.
+
+        With labels: those that correct enough of the wrong answers, even if they spoil none.
+        """
+        if given.right is None:
+            return presets
+        places = np.flatnonzero(~given.right)
+        if not _clear(len(places), 0):
+            return {}
+        wrong = some.take(places)
+        return {
+            name: one
+            for name, one in presets.items()
+            if _clear(self._evidence(wrong.normalised_by(one.mean, one.std)).count_right() or 0, 0)
+        }
 
     def _answer(self, samples: Samples, budget_s: float) -> F32:
         """The answers to as many samples as ``budget_s`` seconds allow, at least one."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from fractions import Fraction
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from edge_server.planner.allocation import Allocation, CutCodec, WeightLayer
 
 F64 = NDArray[np.float64]
+#: Bisection steps for the price of noise. Any price gives a bound; these find the best within 2e-6.
+STEPS: Final = 30
 _Choices: TypeAlias = list[tuple[int, float]]  # bytes and noise of each choice of a layer, or of the cut's codec
 
 
@@ -24,7 +26,7 @@ def verify_allocation(
 ) -> list[str]:
     """The faults of ``found``, a sentence each; None claims that nothing fits.
 
-    Checks that it fits and that its sums are exact (fractions), tries each change of one choice, and compares it with
+    Checks that it fits and that its sums are exact (`math.fsum` keeps their sign), tries each change of one choice, and compares it with
     the Lagrangian bound, found by bisection. An optimum is within one item's range of that bound, because the
     relaxation's optimum has at most one item between two choices.
     """
@@ -32,7 +34,7 @@ def verify_allocation(
     if codecs:
         items.append([(round(frame_weight * codec.frame_bytes), codec.noise) for codec in codecs])
     if found is None:
-        return ["there are bits that fit"] if _least(items) <= budget else []
+        return ["there are bits that fit"] if _fit(items, budget) else []
     if len(found.bits) != len(layers) or (found.codec is None) != (not codecs):
         return ["the answer has other layers or codecs"]
     taken = [b - 2 for b in found.bits] + ([found.codec or 0] if codecs else [])
@@ -41,15 +43,15 @@ def verify_allocation(
     now = [item[i] for i, item in zip(taken, items, strict=True)]
     if any(noise == float("inf") for _, noise in now):
         return ["a width is not allowed"]
-    bytes_, spare = sum(size for size, _ in now), Fraction(budget) - sum(Fraction(noise) for _, noise in now)
+    bytes_, over = sum(size for size, _ in now), math.fsum([*(noise for _, noise in now), -budget])
     size, noise = _rectangle(items)
     own_size, own_noise = np.array(now, np.float64).reshape(-1, 2, 1).transpose(1, 0, 2)
-    saves = (size < own_size) & (noise - own_noise < float(spare) * (1 - 1e-9))
+    saves = (size < own_size) & (noise - own_noise < -over * (1 - 1e-9))
     checks = {
-        "the noise exceeds the budget": spare >= 0,
+        "the noise exceeds the budget": over <= 0,
         "the segment's size is wrong": found.segment_bytes == sum(size for size, _ in now[: len(layers)]),
         "the objective is wrong": found.objective == bytes_,
-        "the noise is wrong": close(found.noise, float(Fraction(budget) - spare)),
+        "the noise is wrong": close(found.noise, math.fsum(noise for _, noise in now)),
         "the bound exceeds the objective": found.bound <= found.objective,
         "a change of one choice saves bytes": not saves.any(),
         "it is far from the relaxation's bound": bytes_ - _dual(size, noise, budget)
@@ -72,10 +74,9 @@ def _sizes(layer: WeightLayer) -> Sequence[int]:
     return layer.coded or [weight_bytes(layer, bits) for bits in range(2, 2 + len(layer.noise))]
 
 
-def _least(items: list[_Choices]) -> Fraction | float:
-    """The least noise of all choices; infinite if an item has no allowed choice."""
-    quiet = [min(noise for _, noise in item) for item in items]
-    return float("inf") if float("inf") in quiet else sum(map(Fraction, quiet), Fraction(0))
+def _fit(items: list[_Choices], budget: float) -> bool:
+    """Whether the choices of least noise fit into the budget."""
+    return math.fsum([*(min(noise for _, noise in item) for item in items), -budget]) <= 0
 
 
 def _rectangle(items: list[_Choices]) -> tuple[F64, F64]:
@@ -90,7 +91,7 @@ def _rectangle(items: list[_Choices]) -> tuple[F64, F64]:
 def _dual(size: F64, noise: F64, budget: float) -> float:
     """A lower bound of the bytes within the budget: the best price of noise, by bisection over its exponent."""
     low, high, best, each = -1000.0, 1000.0, 0.0, np.arange(len(size))
-    for _ in range(60):
+    for _ in range(STEPS):
         middle = (low + high) / 2
         taken = (size + 2.0**middle * noise).argmin(axis=1)  # the least noise among equals
         total = float(noise[each, taken].sum())

@@ -148,7 +148,7 @@ def test_few_samples_tell_nearly_what_all_tell(
     )
     assert (few != every).any()
     assert np.sqrt((np.log2(few / every) ** 2).mean()) / 2 < 0.5  # bits: half the distance between two widths
-    np.testing.assert_allclose(few[:, WIDTHS.index(4)], every[:, WIDTHS.index(4)], rtol=1e-6)
+    np.testing.assert_allclose(few[:, WIDTHS.index(6)], every[:, WIDTHS.index(6)], rtol=1e-6)
 
 
 def test_fit_of_an_exact_law_and_of_none() -> None:

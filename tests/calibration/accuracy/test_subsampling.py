@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from calibration.accuracy.subsampling import LEAST, WORK, enough, interpolated, mean_noises, noisiest, sample_noises
+from calibration.accuracy.subsampling import (
+    LEAST,
+    WORK,
+    each_once,
+    enough,
+    interpolated,
+    mean_noises,
+    noisiest,
+    sample_noises,
+)
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -104,3 +113,12 @@ def test_noise_of_each_sample() -> None:
     found = outputs.copy()
     found[1, 0] = 3
     assert sample_noises(found, outputs).tolist() == [0, 3]
+
+
+def test_each_sample_of_a_variant_is_measured_once() -> None:
+    noises = Measured(np.arange(12.0).reshape(2, 6))
+    once = each_once(noises, [1, 0], 6)
+    assert once(0, np.array([1, 3])).tolist() == [7, 9]
+    assert once(0, np.array([0, 1, 3])).tolist() == [6, 7, 9]
+    assert once(1, np.array([5])).tolist() == [5]
+    assert noises.looked_at == 4

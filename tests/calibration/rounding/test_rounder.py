@@ -190,6 +190,7 @@ def test_moments_predict_the_outputs_of_a_layer(make: object, monkeypatch: pytes
     What a transformer adds to its stream counts in each row by what a norm of the sum leaves of it.
     """
     monkeypatch.setattr(moments, "POSITIONS", 256)  # all of them
+    monkeypatch.setattr(moments, "LEAST_POSITIONS", 256)
     model = simplify(make())  # type: ignore[operator]
     network = layers.build(Graph.of(model))
     samples = samples_of(network, 6)
