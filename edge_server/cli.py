@@ -178,6 +178,14 @@ def add(
             "auto derives it from the answers of the float model.",
         ),
     ] = "auto",
+    effort: Annotated[
+        Literal["quick", "normal", "best"],
+        _calibration(
+            "--effort",
+            help="How much calibration measures: quick uses at most 100 samples; best measures every variant on all of its samples. "
+            "Less effort means more bytes for the same accuracy bound.",
+        ),
+    ] = "normal",
     rounding: Annotated[
         Literal["plain", "nearest", "gptq"],
         _calibration(
@@ -218,6 +226,7 @@ def add(
         options=pixels,
         input_shape=f"1,3,{size},{size}" if size is not None and input_shape is None else input_shape,
         most=samples,
+        effort=effort,
         rounding=rounding,
         metric=metric,
         output=output,
