@@ -19,3 +19,9 @@ def save(arrays: Mapping[str, NDArray[Any]]) -> bytes:
         {name: np.array(array, order="C", copy=None) for name, array in arrays.items()}
     )
     return made
+
+
+def load(data: bytes) -> dict[str, NDArray[Any]]:
+    """The arrays that `save` wrote."""
+    made: dict[str, NDArray[Any]] = safetensors.numpy.load(data)
+    return made

@@ -221,6 +221,14 @@ def add(
         float | None,
         _tasks("--threshold", help="For a map with one value for each pixel: class 1 is above this. [default: 0.5]"),
     ] = None,
+    effort: Annotated[
+        Literal["quick", "normal", "best"],
+        _calibration(
+            "--effort",
+            help="How much calibration measures: quick uses at most 100 samples; best measures every variant on all of its samples. "
+            "Less effort means more bytes for the same accuracy bound.",
+        ),
+    ] = "normal",
     rounding: Annotated[
         Literal["plain", "nearest", "gptq"],
         _calibration(
@@ -263,6 +271,7 @@ def add(
         options=pixels,
         input_shape=f"1,3,{size},{size}" if size is not None and input_shape is None else input_shape,
         most=samples,
+        effort=effort,
         rounding=rounding,
         metric=metric,
         output=output,

@@ -245,6 +245,7 @@ def cut_noises(
     progress: Progress,
     cache: Cache | None = None,
     model: str = "",
+    share: float = SHARE,
 ) -> list[CutNoise]:
     """The `CutNoise` of each cut, with the 8-bit ``head``.
 
@@ -252,14 +253,14 @@ def cut_noises(
     image, and those codecs of its ``families`` that are worth a run.
 
     The `FINALISTS` run on ``count`` samples, evenly spread, but at most `MOST`; if the network has many ``macs``, on a
-    `SHARE` of them. ``outputs`` [n, ...] are the float model's. ``cache``: results for the same ``model`` (its hash)
+    ``share`` of them. ``outputs`` [n, ...] are the float model's. ``cache``: results for the same ``model`` (its hash)
     and the same values at a cut are reused.
     """
     few = evenly(len(samples), min(MOST, count))
     progress("noise of cuts", 0, len(spots))
     tapped = [head.taps(samples.codes(int(i), head.input), list(taps)) for i in few]
     ids, known = token_ids(head, samples, few), outputs[few]
-    chosen = evenly(len(few), enough(len(few), SHARE, macs))
+    chosen = evenly(len(few), enough(len(few), share, macs))
 
     def measured(place: int) -> CutNoise:
         spot, histogram, own = spots[place], histograms[place], families[place]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from calibration.accuracy import evaluation
 from calibration.accuracy.evaluation import CodecNoise, CutNoise, OfferedCut
 from calibration.accuracy.sensitivity import Sensitivity
+from calibration.bundle.cache import Cache, key, remembered_arrays
 from calibration.parallel import in_order
 from calibration.rounding.rounder import WIDTHS
 from calibration.samples.samples import Samples
@@ -111,29 +112,38 @@ def run(
     outputs: F32,
     judge: Judge,
     progress: Progress,
+    count: int = TRIALS,
+    cache: Cache | None = None,
+    about: str = "",
 ) -> tuple[list[Trial], list[F32]]:
     """The trials, and the differences [n, ...] of each trial's outputs from the float model's ``outputs``.
 
     ``margin``: reference energy of the noise (`drop_model.threshold`, `cosine_model.energy`). ``build`` creates a head
-    with these bits.
+    with these bits. ``count``: number of trials. ``cache``: trials of the same calibration ``about`` are reused.
     """
     tried = [site for site in sites if site.layers] or sites
-    exponents = np.linspace(*EXPONENTS, TRIALS)
-    progress("trials", 0, TRIALS)
+    exponents = np.linspace(*EXPONENTS, count)
+    progress("trials", 0, count)
 
     def tried_at(place: int) -> tuple[Trial, F32]:
         site = tried[int(len(tried) * (place * _SPREAD % 1))]
         bits, codec, predicted = _mix(site, layers, margin * 4.0 ** exponents[place])
-        delta = _answers(site, build(site, bits), codec, samples) - np.maximum(outputs, np.float32(site.spot.least))
+
+        def run_it() -> dict[str, F32]:
+            found = _answers(site, build(site, bits), codec, samples)
+            return {"delta": found - np.maximum(outputs, np.float32(site.spot.least))}
+
+        name = key("trial", about, msgspec.json.encode((site.noise.cut, bits, codec.rule, codec.bits)))
+        delta: F32 = remembered_arrays(cache, name, run_it)["delta"]
         measured = float((delta.astype(np.float64) ** 2).mean())
         judged = judge(outputs, outputs + delta)
         return Trial(site.noise.cut, bits, codec.bits, predicted, measured, *judged), delta
 
     found, deltas = [], []
-    for trial, delta in in_order(tried_at, range(TRIALS)):
+    for trial, delta in in_order(tried_at, range(count)):
         found.append(trial)
         deltas.append(delta)
-        progress("trials", len(found), TRIALS)
+        progress("trials", len(found), count)
     return found, deltas
 
 

@@ -11,14 +11,15 @@ import functools
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration import arrays
 from splitedge import errors, files, limits
 
 T = TypeVar("T")
@@ -67,6 +68,17 @@ def remembered(cache: Cache | None, name: str, kind: type[T], make: Callable[[],
             "the model computes values too large for float32; check its weights and the preprocessing",
             reason="too-large",
         ) from error
+
+
+def remembered_arrays(
+    cache: Cache | None, name: str, make: Callable[[], Mapping[str, NDArray[Any]]]
+) -> Mapping[str, NDArray[Any]]:
+    """As `remembered`, for arrays by name, in the order of their names."""
+    known = cache.read(name) if cache else None
+    made = make() if known is None else arrays.load(known)
+    if cache and known is None:
+        cache.write(name, arrays.save(made))
+    return dict(sorted(made.items()))
 
 
 class Cache:

@@ -7,10 +7,10 @@ import hashlib
 import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -18,7 +18,8 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration import arrays
-from calibration.accuracy import codec_search, metrics, tail_runs, trials
+from calibration import effort as effort_levels
+from calibration.accuracy import codec_search, metrics, sensitivity, tail_runs, trials
 from calibration.accuracy import evaluation as accuracy
 from calibration.accuracy.codec_search import Fitted
 from calibration.accuracy.evaluation import OfferedCut
@@ -27,7 +28,7 @@ from calibration.accuracy.sensitivity import Probe, enough, fit
 from calibration.accuracy.tail_runs import runner
 from calibration.accuracy.trials import MeasuredCut, Trial
 from calibration.bundle.bundle import Bundle, picture_of
-from calibration.bundle.cache import Cache, key, remembered
+from calibration.bundle.cache import Cache, key, remembered, remembered_arrays
 from calibration.bundle.manifest import (
     CODECS,
     FORMAT,
@@ -49,6 +50,7 @@ from calibration.bundle.requirements import (
     cut_places,
     metric_for,
 )
+from calibration.effort import Effort
 from calibration.importing import cuts, joining, outputs, quantized
 from calibration.importing.graph import Graph, short
 from calibration.lowering import layers
@@ -56,8 +58,8 @@ from calibration.lowering.lower import Bits, Calibration, lower
 from calibration.parallel import in_order
 from calibration.rounding import packed_weights
 from calibration.rounding.quantizer import Rounded, file_bytes
-from calibration.rounding.rounder import EVEN, RATES, SEEN, UNSEEN, WIDTHS, Rounding, round_layers
-from calibration.samples.samples import Samples
+from calibration.rounding.rounder import EVEN, RATES, SEEN, UNSEEN, WIDTHS, Options, Rounding, round_layers
+from calibration.samples.samples import Samples, evenly
 from calibration.statistics import activations
 from calibration.statistics.activations import Progress, Quantization
 from calibration.statistics.clipping import Histogram
@@ -99,6 +101,7 @@ def create(
     tokenizer: Tokenizer | None = None,
     output_kind: OutputKind | None = None,
     task: Task | None = None,
+    effort: effort_levels.Level = "normal",
 ) -> Bundle:
     """Calibrate ``model`` with ``samples`` and write its bundle to ``path``, which must not exist.
 
@@ -107,10 +110,12 @@ def create(
     - ``progress(phase, done, total)`` is called often.
     - ``rounding``: of weights. "gptq" minimizes the output error on the samples and loses much less below 8 bits
       (`calibration.rounding.rounder`).
-    - ``cache``: a folder for rounded layers and measurements, so that only changed parts are computed again.
+    - ``cache``: a folder for the results of all phases, so that only changed parts are computed again and an interrupted
+      calibration continues.
     - ``metric``: only "top1" uses the samples' classes.
     - ``tokenizer``: the tokenizer of the samples' texts, which agents use too.
     - ``output_kind``: as in `outputs.describe`. ``task``: what the outputs mean, for a model without classes.
+    - ``effort``: how much is measured (`calibration.effort`).
 
     A model that ONNX Runtime answers and no integer head computes (`ENDS_HEADS`) gets a bundle with one offered cut, the
     input: the server runs it whole. The bundle names the reason among its unsupported operators.
@@ -118,6 +123,8 @@ def create(
     Raises `errors.ModelError`, `errors.InputError` (samples, classes or class names do not match the model),
     `errors.UsageError` (a metric that needs classes, without any) and `errors.StoreError` (the folder is not writable).
     """
+    chosen = effort_levels.EFFORTS[effort]
+    samples = samples.take(evenly(len(samples), chosen.samples)) if len(samples) > chosen.samples else samples
     network = layers.build(Graph.of(model))
     check_shape(network.graph, samples.preprocess)
     check_ids(network, samples)
@@ -127,7 +134,7 @@ def create(
     has_classes = bool(labels) or samples.classes is not None
     output = outputs.of_model(model, answers, output_kind, classes=has_classes, embedding=metric == "cosine", task=task)
     make = functools.partial(
-        _create, path, name, model, samples, labels, progress, rounding, cache, metric, tokenizer, output
+        _create, path, name, model, samples, labels, progress, rounding, cache, metric, tokenizer, output, chosen
     )
     try:
         return make(network)
@@ -149,6 +156,7 @@ def _create(
     metric: MetricChoice,
     tokenizer: Tokenizer | None,
     output: Output,
+    effort: Effort,
     network: layers.Network,
 ) -> Bundle:
     """`create` with the layers of ``network``, for a model with this ``output``."""
@@ -162,7 +170,9 @@ def _create(
     kept = None if cache is None else Cache(cache)
     ranked = judged_by in ("top1", "agreement") and has_classes
     places = cut_places(network)
-    work = _Calibrator(model, network, places, samples, name, progress, rounding, judged_by, output, ranked, kept)
+    work = _Calibrator(
+        model, network, places, samples, name, progress, rounding, judged_by, output, ranked, kept, effort
+    )
     sites = work.sites()
     noises = work.layer_noises()
     accuracy_model, tried = work.accuracy_model(sites, noises)
@@ -225,28 +235,63 @@ class _Calibrator:
         output: Output,
         ranked: bool,
         cache: Cache | None,
+        effort: Effort,
     ) -> None:
         self.model, self.network, self.places, self.samples = model, network, places, samples
         self._name, self._progress, self._cache = name, progress, cache
         self._metric, self._output = metric, output
         self._digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
-        self._ranked = ranked
-        self.calibration = calibrate(model, network, samples, progress, ranked=ranked)
+        self._ranked, self._effort = ranked, effort
+        self._about = key(
+            "calibration",
+            self._digest,
+            samples.digest() if cache else b"",
+            f"{rounding} {metric} {ranked} {effort} {len(network.layers)}",
+            msgspec.json.encode(output),
+        )
+        self.calibration = self._calibrated()
         deepest = [place.cut.tensor for place in places if place.reachable][-1]
         if rounding == "plain":
             self.calibration.means = {}  # without mean inputs, biases are not corrected
         if rounding == "gptq":
             self.calibration.roundings = round_layers(
-                model, network, self.calibration, deepest, samples[SEEN], progress, rates=RATES, cache=cache
+                model,
+                network,
+                self.calibration,
+                deepest,
+                samples[SEEN],
+                progress,
+                options=Options(sweeps=effort.sweeps),
+                rates=RATES,
+                cache=cache,
             )
         self.weighted = network.weighted(deepest)
         self._deepest = deepest
-        self.outputs = accuracy.float_outputs(runner(model, threads=1), samples, progress)
+        self.outputs: F32 = self._kept(
+            "answers", lambda: {"": accuracy.float_outputs(runner(model, threads=1), samples, progress)}
+        )[""]
         self.answers = accuracy.top1(self.outputs)
-        self._enough = enough(network, self.outputs[0].size)
+        self._enough = effort.noise * enough(network, self.outputs[0].size)
         #: Samples for the accuracy bound: those that rounding did not use, because it shows too little noise on the
         #: others.
         self.judged = UNSEEN if self.calibration.roundings and len(samples) > 1 else slice(None)
+
+    def _kept(self, phase: str, make: Callable[[], Mapping[str, NDArray[Any]]]) -> Mapping[str, NDArray[Any]]:
+        """The arrays of ``phase``, from the cache or from ``make``."""
+        return remembered_arrays(self._cache, key(phase, self._about), make)
+
+    def _calibrated(self) -> Calibration:
+        def make() -> dict[str, NDArray[Any]]:
+            made = calibrate(self.model, self.network, self.samples, self._progress, ranked=self._ranked)
+            codes = {f"codes {t}": np.array([q.scale, q.zero_point]) for t, q in made.quantizations.items()}
+            return codes | {f"mean {t}": mean for t, mean in made.means.items()}
+
+        kept = self._kept("ranges", make)
+        quantizations, means = (
+            {name.removeprefix(kind): value for name, value in kept.items() if name.startswith(kind)}
+            for kind in ("codes ", "mean ")
+        )
+        return Calibration({t: Quantization(float(q[0]), int(q[1])) for t, q in quantizations.items()}, means)
 
     def head(self, cut: str, bits: Bits) -> tuple[Head, dict[str, int]]:
         """A head, and the index of its tensor for each ONNX tensor."""
@@ -270,7 +315,8 @@ class _Calibrator:
         fitted = self._families(head, taps, spots)
         macs = self.network.macs(self.network.layers)
         measured = spots, histograms, head, taps, fitted, judged, outputs, self._enough, macs
-        found = accuracy.cut_noises(*measured, progress=self._progress, cache=self._cache, model=self._digest)
+        share = 1.0 if self._effort.exact else accuracy.SHARE
+        found = accuracy.cut_noises(*measured, self._progress, self._cache, self._digest, share)
         for histogram, own, noise in zip(histograms, fitted, found, strict=True):
             known = {(one.rule, one.bits) for one in noise.codecs}
             histogram.keep({(one.rule, one.bits): one.codec for one in own if (one.rule, one.bits) in known})
@@ -280,9 +326,20 @@ class _Calibrator:
     def _histograms(self, head: Head, taps: list[int], spots: Sequence[OfferedCut]) -> list[Histogram]:
         graph, tensors = self.network.graph, [s.tensor for s in spots]
         if self.network.source != "u8":
-            counted = activations.count_values(self.model, graph, tensors, self.samples, self._progress)
-            return [Histogram(*counted[tensor]) for tensor in tensors]
-        counts = accuracy.count_codes(head, taps, self.samples, self._progress)
+
+            def values() -> dict[str, NDArray[Any]]:
+                found = activations.count_values(self.model, graph, tensors, self.samples, self._progress)
+                return {f"values {t}": v for t, (v, _) in found.items()} | {
+                    f"counts {t}": c for t, (_, c) in found.items()
+                }
+
+            counted = self._kept("histograms", values)
+            return [Histogram(counted[f"values {t}"], counted[f"counts {t}"]) for t in tensors]
+        made = self._kept(
+            "histograms",
+            lambda: dict(zip(tensors, accuracy.count_codes(head, taps, self.samples, self._progress), strict=True)),
+        )
+        counts = [made[tensor] for tensor in tensors]
         known = [s.quantization for s in spots]
         pictures = [picture_of(p.cut, self.samples.preprocess) for p in self.places if p.offered]
         return [
@@ -328,7 +385,8 @@ class _Calibrator:
             return [file_bytes(rounder(layer, grid), self.calibration.width(layer.out, grid), embeds) for grid in grids]
 
         grids = (*WIDTHS, *EVEN) if self.calibration.roundings else WIDTHS
-        probe = Probe(self.model, self.network, self.samples[self.judged], self._enough, self._cache)
+        share = 1.0 if self._effort.exact else sensitivity.SHARE
+        probe = Probe(self.model, self.network, self.samples[self.judged], self._enough, self._cache, share)
         found, n = probe.layers(self.weighted, rounder, grids, self._progress), len(WIDTHS)
         return {
             layer.out: LayerNoise(short(layer.name), layer.weight.size, fit(layer.out, noise[:n]), noise[n:], size)
@@ -355,6 +413,9 @@ class _Calibrator:
             outputs,
             metric.compare,
             self._progress,
+            self._effort.trials,
+            self._cache,
+            self._about,
         )
         return metric.fit(outputs, deltas, [trial.predicted for trial in found]), found
 
@@ -363,6 +424,9 @@ class _Calibrator:
         offered = [p.cut for p in self.places if p.offered]
 
         def other(cut: Cut) -> int:
+            return remembered(self._cache, key("segment", self._about, cut.tensor), int, lambda: measured(cut))
+
+        def measured(cut: Cut) -> int:
             made = lower(self.network, self.calibration, cut.tensor, 8, self._name, self.samples.preprocess)
             weights = self.network.weighted(cut.tensor)
             return len(made.segment()) - sum(noises[la.out].coded_bytes[WIDTHS.index(8)] for la in weights)
@@ -380,7 +444,11 @@ class _Calibrator:
         return remembered(self._cache, name, dict[int, float], self._tail_ms)
 
     def _tail_ms(self) -> dict[int, float]:
-        return {p.cut.index: tail_runs.tail_ms(self.model, self.network.graph, p.cut) for p in self.places if p.offered}
+        offered, found = [p.cut for p in self.places if p.offered], {}
+        for cut in offered:
+            found[cut.index] = tail_runs.tail_ms(self.model, self.network.graph, cut)
+            self._progress("tails", len(found), len(offered))
+        return found
 
 
 def calibrate(

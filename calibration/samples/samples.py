@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Final, overload
@@ -10,6 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.parallel import in_order
 from calibration.samples.labels import I64, Labels, by_name, load_array, read
 from splitedge import errors, limits
 from splitedge.head.preprocess import code_table, load_image, normalise, pixels_to_codes, prepare_image, quantize_tensor
@@ -99,6 +101,17 @@ class Samples(Sequence[F32]):
         other = Samples(self.preprocess, self.sources)
         other._decoded = self._decoded
         return other
+
+    def digest(self) -> bytes:
+        """A hash of the samples as the model takes them, and of their classes."""
+        found = hashlib.sha256(msgspec.json.encode(self.preprocess))
+        for data in in_order(self._raw, range(len(self))):
+            found.update(data)
+        found.update(b"" if self.classes is None else self.classes.tobytes())
+        return found.digest()
+
+    def _raw(self, index: int) -> bytes:
+        return (self._pixels(index) if self.preprocess.kind == "image" else self._array(index)).tobytes()
 
     def normalised_by(self, mean: list[float], std: list[float]) -> Samples:
         """The same samples with another normalization. Decoded images are not decoded again."""

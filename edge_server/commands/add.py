@@ -16,8 +16,9 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from calibration.accuracy import trials
-from calibration.bundle import creation, requirements
+from calibration.bundle import creation, estimate, requirements
 from calibration.bundle.bundle import Bundle
+from calibration.effort import EFFORTS, Level
 from calibration.importing import importer, joining
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
@@ -25,7 +26,7 @@ from calibration.rounding.rounder import Rounding
 from calibration.samples import samples, texts
 from calibration.samples.labels import read_names
 from edge_server import config
-from edge_server.commands.progress import Phases, stopped_in_order
+from edge_server.commands.progress import Phases, duration, stopped_in_order
 from edge_server.importing import preprocessing
 from edge_server.importing.first_look import FirstLook
 from edge_server.importing.task import TaskOptions
@@ -69,6 +70,7 @@ class Request:
     texts: Path | None = None
     tokenizer: Path | None = None
     output_kind: OutputKind | None = None
+    effort: Level = "normal"
     replace: bool = False
     verbose: bool = False
     task: TaskOptions = field(default_factory=TaskOptions)
@@ -101,7 +103,10 @@ def add(folder: Path, request: Request) -> None:
             names = found.labels.names if found.labels is not None and not known_names else known_names
             if graph.takes_ids:
                 requirements.check_ids(layers.build(graph), found)
-            warning = "" if task is not None else _look(progress, model, found, request)
+            progress("first look", 0, 0)
+            seen = FirstLook(model, found, request.output_kind, request.metric, task)
+            warning = _look(progress, seen)
+            _expect(progress, graph, found, outputs or 1, seen, request.effort)
             former = _former(store, name)
             set_names = [] if known_names or former is None else former.names_set
             with store.bundles.create(name, replace=request.replace) as path:
@@ -119,6 +124,7 @@ def add(folder: Path, request: Request) -> None:
                     reader,
                     request.output_kind,
                     task,
+                    request.effort,
                 )
                 patterns = load_or_build_table(store, bundle, lambda done, total: progress("patterns", done, total))
             if set_names and len(set_names) == outputs:
@@ -157,13 +163,22 @@ def _checked(name: str, request: Request) -> preprocessing.Spec:
     return spec
 
 
-def _look(progress: Phases, model: onnx.ModelProto, found: samples.Samples, request: Request) -> str:
+def _expect(
+    progress: Phases, graph: Graph, found: samples.Samples, outputs: int, seen: FirstLook, effort: Level
+) -> None:
+    """Announce the phases with their estimated times."""
+    network, chosen = layers.build(graph), EFFORTS[effort]
+    times = estimate.seconds(network, len(found), outputs, seen.sample_s(), chosen)
+    progress.expect(times)
+    used = min(len(found), chosen.samples)
+    progress.say(f"effort {effort}: {used} of {len(found)} samples, about {duration(sum(times.values()))}")
+
+
+def _look(progress: Phases, seen: FirstLook) -> str:
     """Report how the float model answers a few samples.
 
     Returns a warning if a preset fits clearly better, else an empty string.
     """
-    progress("first look", 0, 0)
-    seen = FirstLook(model, found, request.output_kind, request.metric)
     if seen.look is None:
         return ""
     progress.say(seen.look.words())

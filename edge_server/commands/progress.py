@@ -7,15 +7,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType, TracebackType
 from typing import Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 #: Seconds between two lines about the same phase, without a terminal.
 EVERY_S: Final = 10.0
+#: Share of the estimate that the pace so far must outweigh.
+PRIOR: Final = 0.1
 #: The phases of calibration in words.
 WORDS: Final = {
     "first look": "checking the float model on some samples",
@@ -30,6 +32,7 @@ WORDS: Final = {
     "sensitivity of cuts": "measuring the sensitivity of cuts",
     "trials": "testing quantized models",
     "segments": "writing segments",
+    "tails": "timing the rest of the model",
     "patterns": "allocating bits",
 }
 
@@ -37,16 +40,18 @@ WORDS: Final = {
 class Phases:
     """Progress on standard error, called with a phase, the amount done, and the total (0: unknown).
 
-    On a terminal a bar; elsewhere a line for each phase, and one every `EVERY_S` seconds with the share done.
+    `expect` announces the work. From then on one bar shows all phases together, with the time left. Without a terminal
+    there is a line for each phase, and one every `EVERY_S` seconds.
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console, self._clock = console, clock
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
         # without a terminal, rich prints an empty line at the end of a bar
         self._bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
-        self._tasks: dict[str, TaskID] = {}
+        self._task = None if self._bar is None else self._bar.add_task("", total=None, left="")
         self._phase, self._start, self._printed = "", clock(), clock()
+        self._work = Work({}, clock())
 
     def __enter__(self) -> Phases:
         if self._bar is not None:
@@ -59,19 +64,26 @@ class Phases:
         if self._bar is not None:
             self._bar.stop()
 
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """Announce the phases to come, in order, with their estimated ``seconds``."""
+        self._work = Work(seconds, self._clock())
+
     def __call__(self, phase: str, done: int, total: int) -> None:
-        phase = WORDS.get(phase, phase)
-        if self._bar is not None:
-            if phase not in self._tasks:
-                self._tasks[phase] = self._bar.add_task(phase, total=total or None)
-            self._bar.update(self._tasks[phase], completed=done, total=total or None)
-            return
         now = self._clock()
+        self._work.done(phase, done / total if total else 0.0)
+        phase = WORDS.get(phase, phase)
+        if self._bar is not None and self._task is not None:
+            share, left = self._work.share, self._work.left(now)
+            shown = "" if left is None else f"{100 * share:.0f} %, {duration(left)} left"
+            whole = None if left is None else 1.0
+            self._bar.update(self._task, description=phase, completed=share, total=whole, left=shown)
+            return
         if phase == self._phase and now - self._printed < EVERY_S:
             return
-        share = f": {100 * done // total} %" if total and phase == self._phase else ""
         self._phase, self._printed = phase, now
-        print(f"edge-server: [{now - self._start:.0f} s] {phase}{share}", file=sys.stderr, flush=True)
+        left = self._work.left(now)
+        text = "" if left is None else f": {100 * self._work.share:.0f} %, {duration(left)} left"
+        print(f"edge-server: [{now - self._start:.0f} s] {phase}{text}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
@@ -79,6 +91,45 @@ class Phases:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             print(f"edge-server: {text}", file=sys.stderr, flush=True)
+
+
+class Work:
+    """The share of a long work that is done, and the seconds left.
+
+    ``seconds``: the estimate of each phase, in order; empty if there is none. ``start``: when the work starts. The pace
+    so far corrects the estimate. It counts little at the beginning.
+    """
+
+    def __init__(self, seconds: Mapping[str, float], start: float) -> None:
+        self._seconds, self._start = dict(seconds), start
+        self._total, self._done = sum(seconds.values()), 0.0
+
+    def done(self, phase: str, share: float) -> None:
+        """The ``share`` (0 to 1) of ``phase`` is done, and so are all phases before it. Unknown phases change nothing."""
+        if phase in self._seconds:
+            names = list(self._seconds)
+            before = sum(self._seconds[name] for name in names[: names.index(phase)])
+            self._done = max(self._done, before + min(share, 1.0) * self._seconds[phase])
+
+    @property
+    def share(self) -> float:
+        """The share that is done, 0 to 1."""
+        return self._done / self._total if self._total else 0.0
+
+    def left(self, now: float) -> float | None:
+        """Seconds left at ``now``; None without an estimate."""
+        if not self._total:
+            return None
+        trust = PRIOR * self._total
+        pace = (now - self._start + trust) / (self._done + trust)
+        return pace * (self._total - self._done)
+
+
+def duration(seconds: float) -> str:
+    """``seconds`` for people: 8 s, 40 s, 3 min, 1.5 h."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
 
 
 @contextlib.contextmanager

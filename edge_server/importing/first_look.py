@@ -16,7 +16,7 @@ from calibration.importing import outputs
 from calibration.samples.samples import Samples, evenly
 from edge_server.importing.preprocessing import Preset, fitting
 from splitedge.head import answers
-from splitedge.protocol.messages import OutputKind
+from splitedge.protocol.messages import OutputKind, Task
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -24,6 +24,8 @@ F64 = NDArray[np.float64]
 #: The largest number of samples, and the seconds for them and for all presets together: a slow model answers fewer.
 MAX_SAMPLES: Final = 50
 BUDGET_S: Final = 4.0
+#: Timed runs of the model.
+TIMED: Final = 3
 #: Without labels, a preset must reach this multiple of the score margin x spread (`_certainty`). Measured on 50 samples
 #: each of EfficientNet-Lite0, a MobileNetV2 for dogs and CNNs for Fashion-MNIST, with every preset: the right one
 #: reached at least 0.9 times the score of any other.
@@ -83,7 +85,12 @@ class FirstLook:
     """
 
     def __init__(
-        self, model: onnx.ModelProto, samples: Samples, kind: OutputKind | None = None, metric: MetricChoice = "auto"
+        self,
+        model: onnx.ModelProto,
+        samples: Samples,
+        kind: OutputKind | None = None,
+        metric: MetricChoice = "auto",
+        task: Task | None = None,
     ) -> None:
         self._samples = samples.take(evenly(len(samples), MAX_SAMPLES))
         self._run = runner(model)
@@ -91,9 +98,19 @@ class FirstLook:
         self._answers = self._answer(self._samples, BUDGET_S)
         self._each_s = (time.perf_counter() - start) / len(self._answers)
         classes = samples.labels is not None
-        self._output = outputs.of_model(model, self._answers, kind, classes=classes, embedding=metric == "cosine")
+        embedding = metric == "cosine"
+        self._output = outputs.of_model(model, self._answers, kind, classes=classes, embedding=embedding, task=task)
         useful = self._output.has_classes and self._answers[0].size > 1 and np.isfinite(self._answers).all()
         self.look = self._look() if useful else None
+
+    def sample_s(self) -> float:
+        """Processor seconds of a run of the model on one sample."""
+        sample, times = self._samples[0][None], []
+        for _ in range(TIMED):
+            start = time.process_time()
+            self._run(sample)
+            times.append(time.process_time() - start)
+        return min(times)
 
     def better(self) -> BetterPresets | None:
         """The presets that fit clearly better, for images and outputs with classes; None if there are none."""

@@ -59,6 +59,7 @@ def request_of(source: Path, **changes: Any) -> Request:
                 "source": str(source),
                 "options": {},
                 "rounding": "gptq",
+                "effort": "normal",
                 "metric": "auto",
                 "padding": 0,
                 "arrays": source.parent / "x.npy",

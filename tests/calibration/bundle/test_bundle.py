@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from calibration.accuracy.evaluation import ACTIVATION_BITS, BATCH
 from calibration.bundle import creation
 from calibration.bundle.bundle import Bundle
 from calibration.bundle.manifest import FORMAT, MANIFEST
+from calibration.effort import EFFORTS
 from calibration.importing.graph import Graph
 from calibration.importing.importer import batched, session, simplify
 from calibration.rounding import packed_weights, rounder
@@ -324,6 +326,53 @@ def test_only_what_changed_is_made_again(tmp_path: Path, rounded_shapes: list[tu
     assert replace(changed.manifest, tail_ms={}) == replace(fresh.manifest, tail_ms={})
 
 
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+PHASES = ["observe", "moments", "rounding", "answers", "histograms", "codecs of cuts", "noise of cuts", "sensitivity of layers", "trials", "segments", "tails"]  # fmt: skip
+
+
+@pytest.mark.parametrize("make_model", [small.resnet, transformers.vit_model], ids=["u8", "f32"])
+def test_a_calibration_that_was_killed_in_any_phase_continues(
+    tmp_path: Path, make_model: Callable[[], onnx.ModelProto]
+) -> None:
+    """It computes no finished phase again, and the bundle is that of a calibration without interruption."""
+    model = make_model()
+    inputs = samples(16, shape=Graph.of(batched(simplify(model))).stored_shape("x"))
+    whole = make(tmp_path / "whole", model, inputs)
+    known = PHASES if make_model is small.resnet else PHASES[1:]
+    for number, phase in enumerate([*known, None]):
+        told: list[str] = []
+
+        def progress(now: str, done: int, total: int, told: list[str] = told, phase: str | None = phase) -> None:
+            told.append(now)
+            if now == phase and done:
+                raise Killed
+
+        if phase is not None:
+            with pytest.raises(Killed):
+                make(tmp_path / f"{number}", model, inputs, cache=tmp_path / "cache", progress=progress)
+        else:
+            again = make(tmp_path / "again", model, inputs, cache=tmp_path / "cache", progress=progress)
+        done = {"observe", "answers", "histograms"} & set(known[: max(0, number - 1)])
+        assert not done & set(told), phase
+        assert not list((tmp_path / f"{number}").glob("b*"))
+    files = [{name: data for name, data in contents(one).items() if name != MANIFEST} for one in (whole, again)]
+    assert files[0] == files[1]
+    plain = [replace(one.manifest, tail_ms={}) for one in (whole, again)]
+    assert plain[0] == plain[1]
+
+
+@pytest.mark.parametrize("effort", ["quick", "normal", "best"])
+def test_effort_limits_the_samples(tmp_path: Path, effort: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EFFORTS, "quick", dataclasses.replace(EFFORTS["quick"], samples=10))
+    found = make(tmp_path, small.mlp(), samples(16, shape=[64]), effort=effort)
+    assert found.samples == (10 if effort == "quick" else 16)
+    assert found.accuracy.samples == found.samples // 2
+    assert len(found.manifest.trials) == EFFORTS[effort].trials
+
+
 def test_a_bundle_does_not_depend_on_the_number_of_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for cores in (1, 3):
@@ -411,6 +460,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
         "sensitivity of layers",
         "trials",
         "segments",
+        "tails",
     ]
     slow_to_begin = {"codecs of cuts", "noise of cuts", "sensitivity of layers", "trials"}
     for phase in {p for p, _, _ in told}:

@@ -71,7 +71,7 @@ def test_add_lists_the_cuts_and_models_the_model(network: Path, tmp_path: Path) 
         WORDS[phase]
         for phase in (
             "first look", "observe", "moments", "rounding", "answers", "histograms", "codecs of cuts", "noise of cuts",
-            "sensitivity of layers", "trials", "segments", "patterns",
+            "sensitivity of layers", "trials", "segments", "tails", "patterns",
         )
     ]  # fmt: skip
     listed = run("models", "--store", tmp_path, COLUMNS="150")
