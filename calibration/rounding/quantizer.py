@@ -141,9 +141,9 @@ def nearest(weight: F32, bias: F32, bits: int, least: F32, mean_x: F32 | None = 
 def own_grid(weight: F32, bias: F32, scale_x: float | None) -> Rounded | None:
     """The grid of 8 bits that every row of ``weight`` [OC, ...] is on already, as the weights of an int8 file are.
 
-    None if a row has no such grid, or if its sums with ``bias`` and an input of ``scale_x`` do not fit into 32 bits
-    (None: sums of real numbers). A scale is a row's largest weight divided by an integer of 64 to 127: smaller integers
-    have a multiple there.
+    None if a row has no such grid. A scale is a row's largest weight divided by an integer of 64 to 127: smaller
+    integers have a multiple there. ``scale_x``: scale of the input (None: sums of real numbers). A row whose ``bias``
+    does not fit into 32-bit sums, next to which its weights are nearly 0, gets a larger scale.
     """
     rows = weight.reshape(len(weight), -1).astype(np.float64)
     top = top_level(8)
@@ -159,11 +159,9 @@ def own_grid(weight: F32, bias: F32, scale_x: float | None) -> Rounded | None:
         scale[fits] = peak[fits] / k
     if (scale == 0).any():
         return None
-    levels = np.rint(rows / scale[:, None])
     if scale_x is not None:
-        reach = np.abs(bias.astype(np.float64)) / (scale_x * scale) + 2 * 255 * np.abs(levels).sum(axis=1)
-        if (reach >= 1 << 31).any():
-            return None
+        scale = np.maximum(scale, least_scale(bias, scale_x))
+    levels = np.rint(rows / scale[:, None])
     whole = levels.astype(np.int8).reshape(weight.shape)
     return Rounded(whole, scale.astype(np.float32), bias.astype(np.float64), exact=True)
 
