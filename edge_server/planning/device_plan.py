@@ -33,6 +33,7 @@ from edge_server.planning.plan_message import (
     power_draw,
 )
 from edge_server.tails.pool import TailHandler, TailPool
+from splitedge import errors
 from splitedge.files import PictureForm
 from splitedge.head.segment import FIRST_OPERATORS
 from splitedge.protocol.messages import PROTOCOL_VERSION, Candidate, MeasuredTimes, Parts, Plan, PlanRequest, Prediction
@@ -80,9 +81,22 @@ def choose_plan(catalog: Catalog, request: PlanRequest, tails: TailPool | None =
     check_output(request.protocol, bundle.output)
     table = catalog.table(bundle)
     query = _query(catalog, bundle, table, profile, request, tails)
-    pick = choose(table.table, query)
+    try:
+        pick = choose(table.table, query)
+    except errors.InfeasibleError as error:
+        raise _with_reason(bundle, error) from error
     refusals.require_valid(verify_pick(table.table, query, pick))
     return PlanChoice(bundle, table.table, query, pick)
+
+
+def _with_reason(bundle: Bundle, error: errors.InfeasibleError) -> errors.InfeasibleError:
+    """``error``, and why no part of the model runs on a board if none does."""
+    if bundle.offered != [0] or not bundle.reasons[-1]:
+        return error
+    reason = bundle.reasons[-1]
+    return errors.InfeasibleError(
+        f"{error}; no board runs a part of this model: {reason}", **error.data | {"whole": reason}
+    )
 
 
 def tail_times(catalog: Catalog, bundle: Bundle, cuts: list[int], tails: TailPool | None) -> tuple[float, ...] | None:
