@@ -138,6 +138,7 @@ class _Dequantizer:
             else:
                 self._keep(node)
         self._fold_factors()
+        self._pass_codes_back()
         for out in self.graph.output:
             if out.name in self.real:
                 real = self.real[out.name]
@@ -297,6 +298,13 @@ class _Dequantizer:
             entry.type.tensor_type.elem_type = TensorProto.FLOAT
             if zero.dtype in _BYTES:
                 self.codes[name] = float(scale.reshape(())), int(zero.reshape(())) + _BYTES[zero.dtype]
+
+    def _pass_codes_back(self) -> None:
+        """Let a tensor that is only moved or cut off have the codes of the result."""
+        readers = Counter(t for node in self.nodes for t in reads(node))
+        for node in reversed(self.nodes):
+            if node.op_type in {*_MOVES, "Clip"} and node.output[0] in self.codes and readers[node.input[0]] == 1:
+                self.codes.setdefault(node.input[0], self.codes[node.output[0]])
 
     def _fold_factors(self) -> None:
         """Multiply a constant factor of a product into its weights.
