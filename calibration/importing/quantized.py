@@ -55,7 +55,6 @@ _BOUNDS: Final = {
     "Erf": (-1.0, 1.0),
     "Sqrt": (0.0, math.inf),
 }
-_FLOAT_MAX: Final = float(np.finfo(np.float32).max)
 #: Operators whose results are values of their first input.
 _MOVES: Final = {
     "MaxPool",
@@ -107,6 +106,8 @@ def record(model: onnx.ModelProto, found: dict[str, tuple[float, int]]) -> None:
 
 
 class _Dequantizer:
+    """Builds the float form of a graph, one operator after another."""
+
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model, self.graph = model, model.graph
         self.constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -226,8 +227,8 @@ class _Dequantizer:
         if below or (self.saturates and most > high + code[0]):
             source = self._clip(source, low, high)
         self.real[quantized] = source
-        self.codes.setdefault(source, code)
-        self.ranges[source] = low, high
+        if source not in self.ranges:
+            self.codes[source], self.ranges[source] = code, (low, high)
 
     def _clip(self, source: str, low: float, high: float) -> str:
         """Cut ``source`` off. The result takes its name if nothing else reads it."""
@@ -237,9 +238,8 @@ class _Dequantizer:
             maker.output[list(maker.output).index(source)] = inner
             self.makers[inner] = maker
         if self.opset < 11:
-            return self.append("Clip", [inner], name, min=low, max=min(high, _FLOAT_MAX))
-        ends = [self.constant(f"{name}@low", np.array(low))]
-        ends += [self.constant(f"{name}@high", np.array(high))] if high < math.inf else []
+            return self.append("Clip", [inner], name, min=low, max=high)
+        ends = [self.constant(f"{name}@{end}", np.array(value)) for end, value in (("low", low), ("high", high))]
         return self.append("Clip", [inner, *ends], name)
 
     def bounds(self, name: str) -> tuple[float, float]:
@@ -311,10 +311,7 @@ class _Dequantizer:
 
         The integer product of a dynamically quantized layer is multiplied by the weights' scale.
         """
-        readers: dict[str, int] = {}
-        for node in self.nodes:
-            for name in reads(node):
-                readers[name] = readers.get(name, 0) + 1
+        readers = Counter(t for node in self.nodes for t in reads(node))
         ends = {out.name for out in self.graph.output}
         for node in [n for n in self.nodes if n.op_type == "Mul"]:
             source, factor = (self.makers.get(t) for t in node.input)
@@ -327,7 +324,7 @@ class _Dequantizer:
             weight = self.constants.get(source.input[1])
             if (
                 weight is None
-                or readers.get(names[0], 0) != 1
+                or readers[names[0]] != 1
                 or own.size not in (1, weight.shape[-1])
                 or len(source.input) > 2
             ):
