@@ -75,16 +75,20 @@ def choose_plan(catalog: Catalog, request: PlanRequest, tails: TailPool | None =
     Raises `errors.UnknownModelError`, `errors.UsageError`, `errors.InfeasibleError`, `errors.ProtocolError` (version,
     profile, times).
     """
+    try:
+        return _choose_plan(catalog, request, tails)
+    except errors.InfeasibleError as error:
+        raise _with_reason(catalog.bundle(request.model), error) from error
+
+
+def _choose_plan(catalog: Catalog, request: PlanRequest, tails: TailPool | None) -> PlanChoice:
     check_protocol(request.protocol)
     profile = schema.from_dict(request.profile)
     bundle = catalog.bundle(request.model)
     check_output(request.protocol, bundle.output)
     table = catalog.table(bundle)
     query = _query(catalog, bundle, table, profile, request, tails)
-    try:
-        pick = choose(table.table, query)
-    except errors.InfeasibleError as error:
-        raise _with_reason(bundle, error) from error
+    pick = choose(table.table, query)
     refusals.require_valid(verify_pick(table.table, query, pick))
     return PlanChoice(bundle, table.table, query, pick)
 
