@@ -52,8 +52,9 @@ _BOUNDS: Final = {
     "HardSigmoid": (0.0, 1.0),
     "Softmax": (0.0, 1.0),
     "Tanh": (-1.0, 1.0),
+    "Erf": (-1.0, 1.0),
+    "Sqrt": (0.0, math.inf),
 }
-_FLOAT_MAX: Final = float(np.finfo(np.float32).max)
 #: Operators whose results are values of their first input.
 _MOVES: Final = {
     "MaxPool",
@@ -105,6 +106,8 @@ def record(model: onnx.ModelProto, found: dict[str, tuple[float, int]]) -> None:
 
 
 class _Dequantizer:
+    """Builds the float form of a graph, one operator after another."""
+
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model, self.graph = model, model.graph
         self.constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -136,6 +139,7 @@ class _Dequantizer:
             else:
                 self._keep(node)
         self._fold_factors()
+        self._pass_codes_back()
         for out in self.graph.output:
             if out.name in self.real:
                 real = self.real[out.name]
@@ -169,8 +173,10 @@ class _Dequantizer:
         for node in self.graph.node:
             if node.input and all(t in known for t in node.input if t):
                 known |= set(node.output)
-            elif node.op_type == "MatMul" and not known & set(node.input):
-                return True
+            elif node.op_type in ("MatMul", "QLinearMatMul"):
+                factors = node.input[:2] if node.op_type == "MatMul" else (node.input[0], node.input[3])
+                if not known.intersection(factors):
+                    return True
         return False
 
     # --- building ---------------------------------------------------------------------------------------------------
@@ -217,11 +223,12 @@ class _Dequantizer:
         code = float(scale.reshape(())), int(zero.reshape(())) + offset
         low, high = (code[0] * (end - code[1]) for end in (0, 255))
         least, most = self.bounds(source)
-        if least < low - code[0] or (self.saturates and most > high + code[0]):
-            source = self._clip(source, low, high if self.saturates or code[1] == 0 else math.inf)
+        below = least < low - code[0] and (self.saturates or code[1] == 0)
+        if below or (self.saturates and most > high + code[0]):
+            source = self._clip(source, low, high)
         self.real[quantized] = source
-        self.codes.setdefault(source, code)
-        self.ranges[source] = low, high
+        if source not in self.ranges:
+            self.codes[source], self.ranges[source] = code, (low, high)
 
     def _clip(self, source: str, low: float, high: float) -> str:
         """Cut ``source`` off. The result takes its name if nothing else reads it."""
@@ -231,9 +238,8 @@ class _Dequantizer:
             maker.output[list(maker.output).index(source)] = inner
             self.makers[inner] = maker
         if self.opset < 11:
-            return self.append("Clip", [inner], name, min=low, max=min(high, _FLOAT_MAX))
-        ends = [self.constant(f"{name}@low", np.array(low))]
-        ends += [self.constant(f"{name}@high", np.array(high))] if high < math.inf else []
+            return self.append("Clip", [inner], name, min=low, max=high)
+        ends = [self.constant(f"{name}@{end}", np.array(value)) for end, value in (("low", low), ("high", high))]
         return self.append("Clip", [inner, *ends], name)
 
     def bounds(self, name: str) -> tuple[float, float]:
@@ -246,6 +252,8 @@ class _Dequantizer:
         if node is not None and node.op_type in _PASSES:
             low, high = self.bounds(node.input[0])
             return (min(low, 0.0), max(high, 0.0)) if node.op_type == "Pad" else (low, high)
+        if node is not None and node.op_type in ("Add", "Pow", "Mul"):
+            return self._of_two(node)
         if node is not None and node.op_type == "Clip" and len(node.input) > 1:
             ends = [self.constants.get(t) for t in node.input[1:3]]
             low, high = (
@@ -255,15 +263,33 @@ class _Dequantizer:
             return low, high
         return _BOUNDS.get("" if node is None else node.op_type, (-math.inf, math.inf))
 
+    def _of_two(self, node: onnx.NodeProto) -> tuple[float, float]:
+        """Least and greatest result of a sum with a constant, or of a square; else open."""
+        numbers = [self.constants.get(t) for t in node.input]
+        added = next((float(n.reshape(())) for n in numbers if n is not None and n.size == 1), None)
+        if node.op_type == "Add" and added is not None:
+            low, high = self.bounds(node.input[0 if numbers[0] is None else 1])
+            return low + added, high + added
+        square = node.input[0] == node.input[1] if node.op_type == "Mul" else node.op_type == "Pow" and added == 2
+        return (0.0 if square else -math.inf), math.inf
+
     def coded(self, node: onnx.NodeProto, name: str, scale: int, zero: int) -> str:
         """The real tensor of the input ``name`` of an integer operator, whose scale and zero point are at these
         places.
         """
         if name in self.constants and self.constants[name].dtype.kind in "iu":
             return self.weight(name, self.value(node.input[scale]), self.zero_of(node, zero), 0)
-        if name in {i.name for i in inputs(self.graph)}:
-            self._entry(name, self.value(node.input[scale]), self.zero_of(node, zero))
+        self.settle(name, self.value(node.input[scale]), self.zero_of(node, zero))
         return name
+
+    def settle(self, name: str, scale: Array, zero: Array) -> None:
+        """Make the codes ``name`` real if they are the model's input, or elements of a constant, as embeddings are."""
+        maker = self.makers.get(name)
+        if maker is not None and maker.op_type in _MOVES and maker.input[0] in self.constants:
+            if self.constants[maker.input[0]].dtype.kind in "iu":
+                maker.input[0] = self.weight(maker.input[0], scale, zero, 0)
+        elif name in {i.name for i in inputs(self.graph)}:
+            self._entry(name, scale, zero)
 
     def _entry(self, name: str, scale: Array, zero: Array) -> None:
         """Let the input take real numbers in place of codes."""
@@ -273,15 +299,19 @@ class _Dequantizer:
             if zero.dtype in _BYTES:
                 self.codes[name] = float(scale.reshape(())), int(zero.reshape(())) + _BYTES[zero.dtype]
 
+    def _pass_codes_back(self) -> None:
+        """Let a tensor that is only moved or cut off have the codes of the result."""
+        readers = Counter(t for node in self.nodes for t in reads(node))
+        for node in reversed(self.nodes):
+            if node.op_type in {*_MOVES, "Clip"} and node.output[0] in self.codes and readers[node.input[0]] == 1:
+                self.codes.setdefault(node.input[0], self.codes[node.output[0]])
+
     def _fold_factors(self) -> None:
         """Multiply a constant factor of a product into its weights.
 
         The integer product of a dynamically quantized layer is multiplied by the weights' scale.
         """
-        readers: dict[str, int] = {}
-        for node in self.nodes:
-            for name in reads(node):
-                readers[name] = readers.get(name, 0) + 1
+        readers = Counter(t for node in self.nodes for t in reads(node))
         ends = {out.name for out in self.graph.output}
         for node in [n for n in self.nodes if n.op_type == "Mul"]:
             source, factor = (self.makers.get(t) for t in node.input)
@@ -294,7 +324,7 @@ class _Dequantizer:
             weight = self.constants.get(source.input[1])
             if (
                 weight is None
-                or readers.get(names[0], 0) != 1
+                or readers[names[0]] != 1
                 or own.size not in (1, weight.shape[-1])
                 or len(source.input) > 2
             ):
@@ -348,9 +378,8 @@ def _dequantize(work: _Dequantizer, node: onnx.NodeProto) -> None:
             raise ValueError("blocked weights")
         work.real[out] = work.weight(name, scale, zero, _attributes(node).get("axis", 1))
         return
-    if name in {i.name for i in inputs(work.graph)}:
-        work._entry(name, scale, zero)
-    elif scale.size == 1 and zero.dtype in _BYTES:
+    work.settle(name, scale, zero)
+    if scale.size == 1 and zero.dtype in _BYTES:
         work.codes.setdefault(name, (float(scale.reshape(())), int(zero.reshape(())) + _BYTES[zero.dtype]))
     work.real[out] = name
 

@@ -37,6 +37,8 @@ IR: Final = 8
 _PLACES: Final = (0, 2, 3, 1)
 _FIRST: Final = [0, 3, 1, 2]
 _LAST: Final = [0, 2, 3, 1]
+#: Operators that may come before or after the one that a file's operator becomes.
+_AROUND: Final = {"Transpose", "Reshape", "QuantizeLinear", "DequantizeLinear"}
 #: TFLite's floor of the length in L2_NORMALIZATION.
 _SHORTEST: Final = 1e-6
 _SAME: Final = 0  # Padding.SAME
@@ -162,7 +164,7 @@ class _Converter:
         if i in self.file.outputs and (coded or order == "first"):
             wanted = f"{tensor.name}@real"
         if name == self.nodes[-1].output[0]:
-            self.nodes[-1].output[0] = self.nodes[-1].name = name = wanted
+            self.nodes[-1].output[0] = name = wanted
         self.names[i, order] = self._coded(name, i, f"{tensor.name}@rounded") if coded else name
 
     def named(self, i: int) -> str:
@@ -200,7 +202,7 @@ class _Converter:
     def add(self, kind: str, given: Sequence[str], name: str = "", **attributes: Any) -> str:
         """Append an operator; returns its output."""
         name = name or self.fresh()
-        self.nodes.append(helper.make_node(kind, list(given), [name], name, **attributes))
+        self.nodes.append(helper.make_node(kind, list(given), [name], f"{name}@{kind}", **attributes))
         return name
 
     # --- operators --------------------------------------------------------------------------------------------------
@@ -213,6 +215,9 @@ class _Converter:
             if make is None:
                 raise _UnsupportedError(operator.kind)
             make(self, operator)
+            made = self.nodes[before:]
+            if made:  # the name in the file, for the operator that computes
+                next((node for node in made if node.op_type not in _AROUND), made[0]).name = self._op
         except (_UnsupportedError, AttributeError, IndexError, TypeError, ValueError):  # a form that the schema allows
             del self.nodes[before:]
             self.names = known

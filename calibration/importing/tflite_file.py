@@ -34,7 +34,7 @@ class Quantized:
     def real(self, codes: Array) -> NDArray[np.float32]:
         shape = [1] * codes.ndim
         if self.scale.size > 1:
-            shape[self.axis] = self.scale.size
+            shape[min(self.axis, codes.ndim - 1)] = self.scale.size
         scale, zero = self.scale.astype(np.float64).reshape(shape), self.zero_point.reshape(shape)
         values: NDArray[np.float32] = (scale * (codes.astype(np.int64) - zero)).astype(np.float32)
         return values
@@ -135,12 +135,11 @@ def _tensor(tflite: Any, model: Any, own: Any, index: int, names: set[str]) -> T
     raw = buffer.tobytes() if isinstance(buffer, np.ndarray) else b""
     data = None
     if raw and dtype is not None:
-        values = np.frombuffer(raw, dtype)
+        values = _nibbles(raw) if own.Type() == tflite.TensorType.INT4 else np.frombuffer(raw, dtype)
         if own.Sparsity() is not None:
             values = _dense(tflite, own.Sparsity(), values, shape)
-        data = values.reshape(tuple(int(size) for size in _numbers(own.ShapeAsNumpy())))
-        if data.ndim != len(shape):
-            raise ValueError(f"tensor {name} does not fill its shape")
+        whole = tuple(int(size) for size in _numbers(own.ShapeAsNumpy()))
+        data = values[: math.prod(whole)].reshape(whole) if values.ndim == 1 else values
     return Tensor(name, data.shape if data is not None else shape, dtype, _quantized(own.Quantization()), data)
 
 
@@ -150,6 +149,7 @@ def _dtype(tflite: Any, kind: int) -> np.dtype[Any] | None:
         tflite.TensorType.FLOAT16: np.float16,
         tflite.TensorType.FLOAT64: np.float64,
         tflite.TensorType.INT8: np.int8,
+        tflite.TensorType.INT4: np.int8,
         tflite.TensorType.UINT8: np.uint8,
         tflite.TensorType.INT16: np.int16,
         tflite.TensorType.UINT16: np.uint16,
@@ -160,6 +160,14 @@ def _dtype(tflite: Any, kind: int) -> np.dtype[Any] | None:
         tflite.TensorType.BOOL: np.bool_,
     }
     return np.dtype(known[kind]) if kind in known else None
+
+
+def _nibbles(raw: bytes) -> NDArray[np.int8]:
+    """The 4-bit integers in ``raw``, the lower half of each byte first; an odd count leaves one too many."""
+    data = np.frombuffer(raw, np.uint8)
+    halves = np.stack([data << 4, data & 0xF0], axis=1).reshape(-1)
+    signed: NDArray[np.int8] = halves.view(np.int8) >> 4
+    return signed
 
 
 def _quantized(own: Any) -> Quantized | None:

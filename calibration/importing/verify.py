@@ -31,6 +31,8 @@ UNLUCKY: Final = 30.0
 #: Maximum distance of a quantized file's answer from that of its float form, relative to the length
 #: of all answers.
 COARSE: Final = 0.5
+#: The same for half precision: deep networks are about 0.01 away.
+HALF: Final = 0.1
 _LAST_DIGITS: Final = 2e-7
 #: Maximum number of values in a batch of the file's own size that is run at once.
 _BATCH_VALUES: Final = 1 << 24
@@ -132,7 +134,8 @@ def resemble(
     codes: Mapping[str, tuple[float, int]],
     taken: int,
 ) -> bool:
-    """Whether ``file``, which rounds to codes or to half precision, answers as ``floats`` does, at most `COARSE` away.
+    """Whether ``file``, which rounds to codes or to half precision, answers as ``floats`` does: at most `COARSE` away
+    if ``floats`` has codes, else `HALF`.
 
     Both have one input and a batch of 1. ``codes``: scale and zero point of quantized tensors. If the input has codes,
     the check takes inputs in their range. ``taken``: type of the input in the file, which may take the codes themselves.
@@ -154,7 +157,7 @@ def resemble(
         known = np.isfinite(found) & np.isfinite(wanted)
         away += float(((found - wanted)[known] ** 2).sum())
         whole += float((wanted[known] ** 2).sum())
-    return away <= COARSE**2 * max(whole, 1e-12)
+    return away <= (COARSE if codes else HALF) ** 2 * max(whole, 1e-12)
 
 
 def _room(wanted: F32) -> float:

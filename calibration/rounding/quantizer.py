@@ -25,6 +25,8 @@ SCALE_DIGITS: Final = 8
 #: The same for a transformer's biases, positions and norm factors: the error is 0.01 per cent (rms), at 2 bytes of a
 #: segment file instead of 3.3.
 FLOAT_DIGITS: Final = 11
+#: Weights by which most layers are found not to be of an int8 file.
+_GLANCE: Final = 32
 #: Greatest distance of a weight of an int8 file from its integer, in steps: 127 times the precision of float32, and
 #: that of the scale.
 _GRID_ERROR: Final = 1e-3
@@ -141,17 +143,20 @@ def nearest(weight: F32, bias: F32, bits: int, least: F32, mean_x: F32 | None = 
 def own_grid(weight: F32, bias: F32, scale_x: float | None) -> Rounded | None:
     """The grid of 8 bits that every row of ``weight`` [OC, ...] is on already, as the weights of an int8 file are.
 
-    None if a row has no such grid, or if its sums with ``bias`` and an input of ``scale_x`` do not fit into 32 bits
-    (None: sums of real numbers). A scale is a row's largest weight divided by an integer of 64 to 127: smaller integers
-    have a multiple there.
+    None if a row has no such grid. A scale is a row's largest weight divided by an integer of 64 to 127: smaller
+    integers have a multiple there. ``scale_x``: scale of the input (None: sums of real numbers). A row whose ``bias``
+    does not fit into 32-bit sums, next to which its weights are nearly 0, gets a larger scale.
     """
+    tops = range(top_level(8), top_level(8) // 2, -1)
+    first = weight.reshape(len(weight), -1)[:1].astype(np.float64)
+    greatest = np.abs(first).max(initial=0)
+    few = np.repeat(first[:, :_GLANCE], len(tops), axis=0)
+    if greatest > 0 and not _on_grid(few, greatest / np.array(tops)).any():
+        return None
     rows = weight.reshape(len(weight), -1).astype(np.float64)
-    top = top_level(8)
     peak = np.abs(rows).max(axis=1, initial=0)
     scale = np.where(peak > 0, 0.0, 1e-20)
-    if len(rows) and peak[0] > 0 and not any(_on_grid(rows[:1], peak[:1] / k)[0] for k in range(top, top // 2, -1)):
-        return None
-    for k in range(top, top // 2, -1):
+    for k in tops:
         (left,) = np.nonzero(scale == 0)
         if not left.size:
             break
@@ -159,11 +164,9 @@ def own_grid(weight: F32, bias: F32, scale_x: float | None) -> Rounded | None:
         scale[fits] = peak[fits] / k
     if (scale == 0).any():
         return None
-    levels = np.rint(rows / scale[:, None])
     if scale_x is not None:
-        reach = np.abs(bias.astype(np.float64)) / (scale_x * scale) + 2 * 255 * np.abs(levels).sum(axis=1)
-        if (reach >= 1 << 31).any():
-            return None
+        scale = np.maximum(scale, least_scale(bias, scale_x))
+    levels = np.rint(rows / scale[:, None])
     whole = levels.astype(np.int8).reshape(weight.shape)
     return Rounded(whole, scale.astype(np.float32), bias.astype(np.float64), exact=True)
 

@@ -33,6 +33,7 @@ from edge_server.planning.plan_message import (
     power_draw,
 )
 from edge_server.tails.pool import TailHandler, TailPool
+from splitedge import errors
 from splitedge.files import PictureForm
 from splitedge.head.segment import FIRST_OPERATORS
 from splitedge.protocol.messages import PROTOCOL_VERSION, Candidate, MeasuredTimes, Parts, Plan, PlanRequest, Prediction
@@ -74,6 +75,13 @@ def choose_plan(catalog: Catalog, request: PlanRequest, tails: TailPool | None =
     Raises `errors.UnknownModelError`, `errors.UsageError`, `errors.InfeasibleError`, `errors.ProtocolError` (version,
     profile, times).
     """
+    try:
+        return _choose_plan(catalog, request, tails)
+    except errors.InfeasibleError as error:
+        raise _with_reason(catalog.bundle(request.model), error) from error
+
+
+def _choose_plan(catalog: Catalog, request: PlanRequest, tails: TailPool | None) -> PlanChoice:
     check_protocol(request.protocol)
     profile = schema.from_dict(request.profile)
     bundle = catalog.bundle(request.model)
@@ -83,6 +91,16 @@ def choose_plan(catalog: Catalog, request: PlanRequest, tails: TailPool | None =
     pick = choose(table.table, query)
     refusals.require_valid(verify_pick(table.table, query, pick))
     return PlanChoice(bundle, table.table, query, pick)
+
+
+def _with_reason(bundle: Bundle, error: errors.InfeasibleError) -> errors.InfeasibleError:
+    """``error``, and why no part of the model runs on a board if none does."""
+    if bundle.offered != [0] or not bundle.reasons[-1]:
+        return error
+    reason = bundle.reasons[-1]
+    return errors.InfeasibleError(
+        f"{error}; no board runs a part of this model: {reason}", **error.data | {"whole": reason}
+    )
 
 
 def tail_times(catalog: Catalog, bundle: Bundle, cuts: list[int], tails: TailPool | None) -> tuple[float, ...] | None:

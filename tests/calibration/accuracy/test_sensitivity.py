@@ -157,6 +157,8 @@ def test_fit_of_an_exact_law_and_of_none() -> None:
     off = fit("t", [3.0 * 4.0 ** -(bits + (-1) ** bits) for bits in WIDTHS])
     assert off.error == pytest.approx(1, abs=0.02)
     assert fit("t", [0.0] * len(WIDTHS)).coefficient == 0
+    int8 = fit("t", [3.0 * 4.0**-bits if bits < 8 else 0.0 for bits in WIDTHS])  # an int8 file's weights at 8 bits
+    assert int8.coefficient == pytest.approx(3.0)
 
 
 def test_only_what_changed_is_measured_again(tmp_path: Path) -> None:

@@ -21,9 +21,11 @@ from calibration.lowering.lower import lower
 from calibration.samples.samples import Samples
 from splitedge.head.preprocess import quantize_tensor
 from splitedge.protocol.messages import Preprocess
+from tests import models as model_files
 from tests import small_models as small
 from tests.cases import models
 from tests.cases.build import File, unoptimized
+from tests.small_transformers import TOKENS
 
 F32 = NDArray[np.float32]
 
@@ -186,3 +188,32 @@ def test_an_input_of_codes_becomes_real(tmp_path: Path) -> None:
     x = np.random.default_rng(0).integers(0, 256, models.SHAPE).astype(np.uint8)
     (found,) = importer.session(model).run(None, {"x": (x.astype(np.float32) - 128) / 64})
     np.testing.assert_allclose(found, unoptimized(original, x), rtol=1e-4, atol=1e-5)
+
+
+class Texts(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self) -> None:
+        self.seeds = iter(range(8))
+
+    def get_next(self) -> dict[str, NDArray[np.int64]] | None:
+        seed = next(self.seeds, None)
+        if seed is None:
+            return None
+        ids = np.random.default_rng(seed).integers(1, 50, (1, TOKENS))
+        return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+
+
+@pytest.mark.parametrize("form", ["qdq", "qoperator", "dynamic"])
+def test_a_quantized_transformer_keeps_its_whole_head(tmp_path: Path, form: str) -> None:
+    """Tables of embeddings are quantized too, and no Clip comes between the operators of attention and GELU."""
+    source = model_files.path("traced-bert-17-fixed")
+    if form == "dynamic":
+        quantize_dynamic(source, tmp_path / "int8.onnx", weight_type=QuantType.QInt8)
+    else:
+        options = {"quant_format": QuantFormat.QDQ if form == "qdq" else QuantFormat.QOperator}
+        quantize_static(source, tmp_path / "int8.onnx", Texts(), weight_type=QuantType.QInt8, **options)
+    model = importer.load(str(tmp_path / "int8.onnx"))
+    assert not quantized.is_quantized(model)
+    assert not layers.build(Graph.of(model)).unsupported
+    ids = np.random.default_rng(9).integers(1, 50, (1, TOKENS))
+    wanted, found = (importer.session(one).run(None, {"input_ids": ids})[0] for one in (importer.load(source), model))
+    assert np.linalg.norm(found - wanted) <= 0.2 * np.linalg.norm(wanted)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tflite import ActivationFunctionType, MirrorPadMode, Padding
+from tflite import ActivationFunctionType, MirrorPadMode, Padding, TensorType
 
 from benchmarks import rivals
 from calibration.bundle import creation
@@ -394,3 +394,28 @@ def test_an_int8_file_keeps_its_integers(tmp_path: Path, make: Callable[[], Any]
         apart = np.abs(head.run(x).astype(int) - export.unsigned(litert(data, export.signed(x)[None])[0]).astype(int))
         assert apart.max() <= 1  # averages of LiteRT round halves up
         assert (apart == 0).mean() >= 0.9
+
+
+def with_coded_weights(kind: int, levels: NDArray[np.int8], scales: NDArray[np.float32]) -> bytes:
+    """FULLY_CONNECTED of real numbers and ``levels`` [outs, ins] of 4 or 8 bits, with a scale for each output."""
+    built = Built(1, levels.shape[1])
+    raw = levels
+    if kind == TensorType.INT4:
+        flat = np.append(levels.reshape(-1), np.zeros(levels.size % 2, np.int8)).reshape(-1, 2)
+        raw = ((flat[:, 0] & 15) | (flat[:, 1] << 4)).astype(np.int8)
+    built._buffers.append(built._table("Buffer", Data=built._builder.CreateByteVector(raw.tobytes())))
+    weight = built._tensor(list(levels.shape), kind, len(built._buffers) - 1, scales, 0)
+    built.op("FULLY_CONNECTED", [built.last, weight, -1], (1, len(levels)), "FullyConnectedOptions")
+    return built.data()
+
+
+@pytest.mark.parametrize(("kind", "most"), [(TensorType.INT8, 127), (TensorType.INT4, 7)])
+def test_coded_weights_of_real_products_become_real(tmp_path: Path, kind: int, most: int) -> None:
+    random = np.random.default_rng(0)
+    levels = random.integers(-most, most + 1, (5, 7)).astype(np.int8)
+    scales = random.uniform(0.01, 0.1, 5).astype(np.float32)
+    (tmp_path / "model.tflite").write_bytes(with_coded_weights(kind, levels, scales))
+    model = importer.load(str(tmp_path / "model.tflite"))
+    x = random.normal(size=(1, 7)).astype(np.float32)
+    (found,) = importer.session(model).run(None, {inputs(model.graph)[0].name: x})
+    np.testing.assert_allclose(found, x @ (levels * scales[:, None]).T, rtol=1e-5, atol=1e-6)

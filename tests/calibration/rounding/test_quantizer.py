@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibration.rounding.quantizer import Weights, integers, least_scale, nearest, pack, top_level
+from calibration.rounding.quantizer import Weights, integers, least_scale, nearest, own_grid, pack, top_level
 from calibration.statistics.activations import BINS, Quantization, Statistics, best_range, quantization
 from kernels.reference import unpack_bits, weight_levels
 from splitedge import errors
@@ -108,3 +108,38 @@ def test_range_of_even_values_stays_whole() -> None:
 
 def test_constant_tensor_has_a_range() -> None:
     assert best_range(Statistics(0.0, 0.0, np.zeros(BINS, np.int64), np.zeros(1))) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("most", [1, 2, 50, 63, 64, 90, 127])
+def test_weights_of_an_int8_file_are_on_their_own_grid(most: int) -> None:
+    """The real weights are the levels found times their scale, whatever the greatest integer of a row is."""
+    random = np.random.default_rng(most)
+    levels = random.integers(-most, most + 1, (6, 3, 3, 8))
+    levels[:, 0, 0, 0], levels[2] = most, 0
+    scale = random.uniform(1e-4, 1e-1, 6).astype(np.float32)
+    weight = (levels * scale[:, None, None, None]).astype(np.float32)
+    bias = random.normal(size=6).astype(np.float32)
+    found = own_grid(weight, bias, 0.05)
+    assert found is not None
+    assert found.exact
+    np.testing.assert_allclose(found.values(), weight, rtol=1e-6, atol=0)
+    np.testing.assert_array_equal(found.bias, bias)
+    if most >= 64:
+        np.testing.assert_array_equal(found.levels, levels)
+
+
+def test_other_weights_have_no_own_grid() -> None:
+    random = np.random.default_rng(0)
+    assert own_grid(random.normal(size=(4, 16)).astype(np.float32), np.zeros(4, np.float32), None) is None
+    mixed = np.stack([np.arange(16.0), random.normal(size=16)]).astype(np.float32)
+    assert own_grid(mixed, np.zeros(2, np.float32), None) is None
+
+
+def test_a_bias_beyond_32_bits_makes_the_steps_of_its_row_longer() -> None:
+    weight = np.array([[1, 2, 127], [1, 2, 127]], np.float32) * np.float32(1e-12)
+    bias = np.array([0, 5], np.float32)
+    found = own_grid(weight, bias, 0.1)
+    assert found is not None
+    np.testing.assert_array_equal(found.levels[0], [1, 2, 127])
+    made = integers(found, 0.1, 3)
+    assert made.bias[1] * 0.1 * found.scale[1] == pytest.approx(5, rel=1e-6)

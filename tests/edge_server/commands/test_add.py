@@ -31,6 +31,7 @@ from splitedge.protocol.messages import Demand, LinkEstimate, PlanRequest, Segme
 from splitedge.report import explain
 from tests.edge_server.small_network import request_of, save_network
 from tests.raising import raises
+from tests.small_models import Net
 
 
 def run(*options: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -450,3 +451,34 @@ def test_a_disk_that_is_full_is_one_sentence(network: Path, tmp_path: Path, monk
     with raises(errors.StoreError, reason="cannot-write"):
         add(tmp_path / "s", request_of(network))
     assert list((tmp_path / "s" / "bundles").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_model_that_no_head_computes_is_served_whole_and_says_why(
+    tmp_path: Path, profile: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numbers beyond float32 inside, which the model itself bounds again."""
+    net = Net([1, 3, 16, 16])
+    net.conv(4, 3)
+    net.add("Mul", net.last, net.constant([1000.0]))
+    net.add("Exp")
+    net.add("Clip", net.last, net.constant(0.0), net.constant(10.0))
+    net.add("GlobalAveragePool")
+    net.add("Flatten")
+    net.gemm(7, 4)
+    onnx.save(net.model(), tmp_path / "whole.onnx")
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", random.normal(size=(20, 16, 16, 3)).astype(np.float32))
+    add(tmp_path / "s", request_of(tmp_path / "whole.onnx"))
+    assert "the server runs the model whole" in " ".join(capsys.readouterr().out.split())
+    link = LinkEstimate(80.0, 1.0, 1.0)
+    with Store(tmp_path / "s") as store:
+        bundle = Bundle.open(store.bundles.path("whole"))
+        request = PlanRequest(model="whole", profile=profile, link=link, demand=Demand(max_drop_points=50.0))
+        assert make_plan(Catalog(store), request).mode == "server"
+        request = PlanRequest(
+            model="whole", profile=profile, link=link, demand=Demand(max_drop_points=50.0, mode="device")
+        )
+        with raises(errors.InfeasibleError, whole=bundle.reasons[-1]):
+            make_plan(Catalog(store), request)
+    assert bundle.offered == [0]
