@@ -290,7 +290,7 @@ def _points(parts: Sequence[F32], task: Detection, rows: I64, anchors: F64 | Non
     """The key points [n, P, 2] of the candidates ``rows``, relative to the input."""
     if task.points is None:
         return np.zeros((len(rows), 0, 2))
-    found = _columns(parts, task.points)[rows].astype(np.float64).reshape(len(rows), -1, 2)
+    found = _columns(parts, task.points)[rows].astype(np.float64).reshape(len(rows), task.points.count // 2, 2)
     places: F64 = found / np.array([task.width, task.height])
     if anchors is None:
         return places

@@ -149,6 +149,13 @@ def test_anchors_move_and_scale_boxes_and_points(exponential: bool) -> None:
     assert found.points[0].ravel().tolist() == pytest.approx([0.5 + 0.1 * 0.5, 0.25 + 0.1 * 0.2, 0.5 - 0.3 * 0.5, 0.25])
 
 
+def test_an_image_without_anything_has_no_boxes_and_no_points() -> None:
+    task = msgspec.structs.replace(CENTRES, scores=Columns(0, 4, 1), points=Columns(0, 5, 6))
+    found = detection.decode([np.zeros((7, 11), np.float32)], task)
+    assert (len(found), found.corners.shape, found.points.shape) == (0, (0, 4), (0, 3, 2))
+    assert len(detection.unpack(detection.pack(found))) == 0
+
+
 def test_the_grids_of_mediapipe_have_896_boxes() -> None:
     found = detection.grid_anchors(128, (8, 16, 16, 16), 2)
     assert found.shape == (896, 4)
