@@ -553,6 +553,7 @@ MAKERS: Final[dict[str, Callable[[Document], str]]] = {
     "bench": bench,
     "boards": boards,
     "codec_speed": whole,
+    "detector": whole,
     "dynamic_link": dynamic_link,
     "heads": heads,
     "kernels": kernels,
