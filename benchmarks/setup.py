@@ -1,6 +1,6 @@
 """Waiting times of a new user: the demo, the tests and a calibration, in a fresh clone with an empty home folder.
 
-    python -m benchmarks.setup [--parts demo,test,add] [--before COMMIT] [--json OUT]
+    python -m benchmarks.setup [--parts demo,test,add,effort] [--before COMMIT] [--images DIR] [--json OUT]
 
 The clone is this working tree's last commit in a temporary folder. It cannot see this user's home, so kernels are
 compiled again. pip uses its configured index; a plain index is enough.
@@ -11,12 +11,16 @@ compiled again. pip uses its configured index; a plain index is enough.
 - test: `scripts/test`, with its set-up reported separately.
 - add: `edge-server add` of EfficientNet-Lite0 with the demo's 50 samples, in this Python environment, in turn with the
   same command at ``--before``.
+- effort: `edge-server add` of EfficientNet-Lite0 with the photographs in ``--images``, with ``--effort quick`` and
+  ``normal``, and with the command at ``--before``. Processor seconds of all cores are listed too: they depend less on
+  other programs.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -25,16 +29,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import photos, ways
+from benchmarks import photos, processes, ways
 from benchmarks.photos import ROOT
 from benchmarks.report import parser, report
 from splitedge import errors
 
-PARTS: Final = ("demo", "test", "add")
+PARTS: Final = ("demo", "test", "add", "effort")
 #: Upper limits on two cores.
-GOALS: Final = {"demo.download_mb": 500.0, "demo.first_s": 90.0, "demo.repeat_s": 15.0, "test.seconds": 360.0}
+GOALS: Final = {
+    "demo.download_mb": 500.0,
+    "demo.first_s": 90.0,
+    "demo.repeat_s": 15.0,
+    "test.seconds": 360.0,
+    "add.quick_s": 60.0,
+}
 #: Lower limits.
-LEAST: Final = {"add.speedup": 4.0}
+LEAST: Final = {"add.speedup": 4.0, "add.lite0_500_speedup": 6.0}
 
 Environment = Mapping[str, str]
 
@@ -43,10 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser((__doc__ or "").splitlines()[0])
     options.add_argument("--parts", default="demo,add", help=f"some of {', '.join(PARTS)}, separated by commas")
     options.add_argument("--before", metavar="COMMIT", help="commit whose calibration is timed in turn with this one's")
+    options.add_argument("--images", type=Path, metavar="DIR", help="photographs with a labels.csv for the part effort")
     given = options.parse_args(arguments)
     parts = given.parts.split(",")
     if not set(parts) <= set(PARTS):
         raise errors.UsageError(f"unknown parts {given.parts!r}; choose from {', '.join(PARTS)}", reason="unknown-part")
+    if "effort" in parts and given.images is None:
+        raise errors.UsageError(
+            "the part effort needs photographs; pass their folder with --images", reason="no-images"
+        )
     summary: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="splitedge-setup-") as folder:
         place = Path(folder)
@@ -55,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "demo": lambda: demo(place, clone, environment),
             "test": lambda: test(place, clone, environment),
             "add": lambda: add(place, clone, environment, given.before, 1 if given.quick else 2),
+            "effort": lambda: effort(place, clone, environment, given.before, given.images.resolve()),
         }
         for part in parts:
             summary |= measures[part]()
@@ -148,9 +164,7 @@ def add(place: Path, clone: Path, environment: Environment, before: str | None, 
 
     Both programs take turns.
     """
-    trees = {"after": clone} | ({"before": cloned(place / "before", before)} if before else {})
-    for tree in trees.values():
-        _run([sys.executable, "-m", "edge_agent", "warm"], tree, environment)
+    trees = _warm(place, clone, environment, before)
     seconds: dict[str, list[float]] = {name: [] for name in trees}
     for turn in range(turns):
         for name, tree in trees.items():
@@ -160,6 +174,44 @@ def add(place: Path, clone: Path, environment: Environment, before: str | None, 
     if before:
         found |= {"add.before_s": min(seconds["before"]), "add.speedup": min(seconds["before"]) / min(seconds["after"])}
     return found
+
+
+def effort(place: Path, clone: Path, environment: Environment, before: str | None, images: Path) -> dict[str, float]:
+    """Return wall and processor seconds of `add` with ``images`` at two efforts, and the ratios to ``before``."""
+    trees = _warm(place, clone, environment, before)
+    runs: dict[str, tuple[Path, list[str]]] = {
+        "quick": (clone, ["--effort", "quick"]),
+        "lite0_500": (clone, ["--effort", "normal"]),
+    }
+    if before:
+        runs["lite0_500_before"] = (trees["before"], [])
+    found: dict[str, float] = {}
+    for name, (tree, options) in runs.items():
+        used = _children_s()
+        command = processes.add_command(place / f"store-effort-{name}", images, *options)
+        found[f"add.{name}_s"] = _run(command, tree, environment)
+        found[f"add.{name}_cpu_s"] = _children_s() - used
+    if before:
+        found["add.lite0_500_speedup"] = found["add.lite0_500_before_s"] / found["add.lite0_500_s"]
+        found["add.lite0_500_cpu_ratio"] = found["add.lite0_500_before_cpu_s"] / found["add.lite0_500_cpu_s"]
+    return found
+
+
+def _warm(place: Path, clone: Path, environment: Environment, before: str | None) -> dict[str, Path]:
+    """Return the clone, and one of ``before`` beside it, with compiled kernels."""
+    trees = {"after": clone}
+    if before:
+        other = place / "before"
+        trees["before"] = other if other.exists() else cloned(other, before)
+    for tree in trees.values():
+        _run([sys.executable, "-m", "edge_agent", "warm"], tree, environment)
+    return trees
+
+
+def _children_s() -> float:
+    """Processor seconds of all ended child processes so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 # --- clones and their environments ------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from calibration.statistics.activations import HISTOGRAM_SAMPLES
 from calibration.statistics.covariance import SAMPLES
 
 #: Runs of the model that a phase takes for each sample: ranges, covariances, histograms of codes, a trial.
-RANGES, MOMENTS, HISTOGRAMS, TRIAL = 1.5, 6.0, 0.7, 1.6
+RANGES, MOMENTS, HISTOGRAMS, TRIAL = 1.5, 10.0, 0.7, 1.6
 #: Multiply-accumulates of rounding for each weight and input, and their speed relative to the model's.
 ROUNDING, SLOWER = 46, 2.0
 #: Codecs at a cut.

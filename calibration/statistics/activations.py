@@ -30,8 +30,8 @@ BINS: Final = 2048
 HISTOGRAM_VALUES: Final = 16_384
 #: Maximum number of samples, evenly spread, that enter histograms.
 HISTOGRAM_SAMPLES: Final = 128
-#: Maximum bytes of activations that one run of ONNX Runtime returns.
-RUN_BYTES: Final = 256 << 20
+#: Maximum bytes of activations that one run of ONNX Runtime returns. A run per core, and one more, are in memory.
+RUN_BYTES: Final = 96 << 20
 
 Progress = Callable[[str, int, int], None]  # phase, done, total
 

@@ -45,3 +45,8 @@ def test_goals_have_a_direction() -> None:
 def test_unknown_parts_are_refused() -> None:
     with raises(errors.UsageError, reason="unknown-part"):
         setup.main(["--parts", "demo,tests"])
+
+
+def test_the_part_effort_needs_photographs() -> None:
+    with raises(errors.UsageError, reason="no-images"):
+        setup.main(["--parts", "effort"])

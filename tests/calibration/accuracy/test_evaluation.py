@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from calibration.accuracy import evaluation
 from calibration.accuracy.evaluation import (
     CodecNoise,
     CutNoise,
@@ -169,3 +170,29 @@ def test_how_whole_heads_agree_with_their_parts_is_said_in_a_line():
     told = additivity([trial(0.1, 0.09), trial(0.2, 0.26), trial(0.0, 0.0)])
     assert told == "noise of whole heads over the sum of their parts: 0.9 to 1.3 in 2 trials"
     assert additivity([trial(0.0, 0.1)]) == ""
+
+
+def test_rates_of_one_family_belong_together() -> None:
+    rules = ["hadamard", "entropy-2", "entropy-3", "pca-1.25", "entropy-4", "pca-2"]
+    assert evaluation._families(list(enumerate(rules))) == [[1, 2, 4]]
+
+
+def test_a_rate_between_two_measured_ones_follows_the_error_at_the_cut() -> None:
+    errors = {3: 1.0, 4: 0.25, 5: 0.0625}
+    found = evaluation._between([3, 4, 5], {3: 8.5, 5: 1.0}, errors, 0.5)
+    assert found is not None
+    assert (found[3], found[5]) == (8.5, 1.0)
+    assert found[4] == pytest.approx(0.5 + 2.0)  # 8 and 0.5 are added to the head's noise, in proportion to the error
+    assert evaluation._between([3, 4, 5], {3: 0.5, 5: 1.0}, errors, 0.5) is None
+
+
+def test_the_rule_of_least_noise_is_chosen_for_each_width() -> None:
+    means = [9.0, 3.0, 2.0, np.inf, 7.0]
+    asked: list[int] = []
+
+    def noises(place: int, which: np.ndarray) -> np.ndarray:
+        asked.append(place)
+        return np.full(len(which), means[place])
+
+    assert evaluation._best(noises, [8, 4, 4, 2, 2], np.arange(2)) == [0, 2, 4]
+    assert asked == [1, 2, 3, 4]  # a width with one rule needs no measurement

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 from rich.console import Console
 
@@ -423,6 +424,33 @@ def test_an_add_that_is_stopped_leaves_nothing(network: Path, tmp_path: Path, nu
         assert list((tmp_path / "s" / "bundles").iterdir()) == []
     with Store(tmp_path / "s") as store:
         assert list(store.bundles.folder.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["answers", "trials", "patterns"])
+def test_an_add_that_is_killed_continues_with_the_same_command(network: Path, tmp_path: Path, phase: str) -> None:
+    arrays = np.random.default_rng(0).normal(size=(400, 16, 16, 3)).astype(np.float32)
+    np.save(tmp_path / "x.npy", arrays)
+    command = ["add", network, "--arrays", tmp_path / "x.npy", "--name", "net", "--store", tmp_path / "s"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edge_server", *map(str, command)], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if WORDS[phase] in line:
+            break
+    process.kill()
+    process.communicate(timeout=60)
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    assert WORDS["observe"] not in done.stderr
+    add(tmp_path / "whole", request_of(network, arrays=tmp_path / "x.npy", name="net"))
+    bundles = []
+    for folder in (tmp_path / "s", tmp_path / "whole"):
+        with Store(folder) as store:
+            bundles.append(Bundle.open(store.bundles.path("net")))
+    killed, whole = (replace(one.manifest, tail_ms={}) for one in bundles)
+    assert killed == whole
 
 
 @pytest.mark.parametrize(
