@@ -36,9 +36,11 @@ from splitedge.head.segment import (
     Mean,
     Mul,
     Norm,
+    Normalize,
     Patches,
     Pool,
     Position,
+    Resample,
     Softmax,
     Tensor,
 )
@@ -46,7 +48,7 @@ from splitedge.head.verify import inputs
 from splitedge.protocol.messages import Codec
 
 # The measured kind for operators that the profile does not measure.
-_LIKE: Final[dict[type, KernelKind]] = {Add: "add", Mul: "add", Pool: "pool"}
+_LIKE: Final[dict[type, KernelKind]] = {Add: "add", Mul: "add", Pool: "pool", Normalize: "add", Resample: "add"}
 #: The work of a softmax (an exponential and a division), in bytes of an addition, counted from the fixed sequence.
 _SOFTMAX_WORK: Final = 8
 #: The work of a float32 GELU (a rational function and a division), in passes over its tensor.

@@ -25,7 +25,7 @@ from kernels.team import Part
 
 
 class Kind(IntEnum):
-    """The operators. Those from `EMBED` on work on float32 tensors, the others on uint8 codes."""
+    """The operators. Those from `EMBED` on work on float32 tensors, the others and those from `NORMALIZE` on on codes."""
 
     CONV = 1
     DEPTHWISE = 2
@@ -45,6 +45,8 @@ class Kind(IntEnum):
     PATCHES = 16
     POSITION = 17
     MEAN = 18
+    NORMALIZE = 40
+    RESAMPLE = 41
 
 
 _INTEGERS: Final = (
@@ -52,8 +54,8 @@ _INTEGERS: Final = (
     "x",  # arena offsets of the inputs and the output
     "second",
     "y",
-    "height",  # of x; rows if the operator sees a matrix, elements if it sees a vector
-    "width",
+    "height",  # of x; rows if the operator sees a matrix, elements if it sees a vector; NORMALIZE: rows of a block
+    "width",  # NORMALIZE: blocks
     "channels",
     "out_height",
     "out_width",
@@ -75,7 +77,7 @@ _INTEGERS: Final = (
     "lo",  # the codes that y may have
     "hi",
     "weights",  # offset in `Memory.weights`
-    "bias",  # offset in `Memory.biases`
+    "bias",  # offset in `Memory.biases`; RESAMPLE: of the rows, then the columns
     "multiplier",  # offset in `Memory.multipliers`
     "table",  # offset in `Memory.tables`; -1 for none
     "scratch",  # arena offset of the team's scratch
@@ -89,14 +91,14 @@ _INTEGERS: Final = (
     "residual",  # LINEAR: arena offset, -1 for none
     "gelu",  # LINEAR: 1 if a GELU follows
     "ahead",  # POSITION: rows of the table before those of x
-    "floats",  # offset in `Memory.multipliers`: bias of LINEAR, beta of NORM, positions of EMBED and POSITION
+    "floats",  # offset in `Memory.multipliers`: bias of LINEAR, beta of NORM and NORMALIZE, positions of EMBED and POSITION
 )
 _REALS: Final = (
     "multiplier_x",  # ADD, MUL, AVG_POOL
     "multiplier_second",  # ADD
     "scale_x",  # SOFTMAX
     "scale_y",
-    "epsilon",  # NORM
+    "epsilon",  # NORM, NORMALIZE
     "factor",  # ATTENTION
 )
 #: One row of the operator table. TRANSPOSE: ``sizes`` of y, and ``steps`` in x along each axis of y.
@@ -136,7 +138,7 @@ def operator_sets(kinds: Iterable[int]) -> tuple[int | None, int | None]:
     None leaves a set of operators out of the interpreter. Numba compiles one interpreter for each combination of types,
     so that a convolutional head does not wait for the compilation of transformers.
     """
-    needed = {kind >= Kind.EMBED for kind in kinds}
+    needed = {Kind.EMBED <= kind < Kind.NORMALIZE for kind in kinds}
     return None if needed == {True} else 1, 1 if True in needed else None
 
 
@@ -268,8 +270,21 @@ def _integer(memory, op, scratch, member, part):
         elementwise.copy_columns(arena, x, y, last - first, op.channels, op.step, memory.tables, op.table)
     elif kind == Kind.MAX_POOL:
         elementwise.max_pool(arena, op.x, _window(op), op.y, part)
+    elif kind == Kind.NORMALIZE:
+        _normalize(memory, op, output, part)
+    elif kind == Kind.RESAMPLE:
+        places, weights = memory.biases[op.bias :], memory.multipliers[op.multiplier :]
+        elementwise.resample(arena, op.x, _window(op), op.y, places, weights, part)
     elif part.number == 0:
         _small(memory, op, output, member)
+
+
+@macro
+def _normalize(memory, op, output, part):
+    blocks = elementwise.Blocks(op.x, op.y, op.height, op.channels, op.groups)
+    first, last = team.share(op.width * op.groups, part)
+    gamma, beta = memory.multipliers[op.multiplier :], memory.multipliers[op.floats :]
+    elementwise.normalize(memory.arena, blocks, first, last, gamma, beta, op.epsilon, output)
 
 
 @macro
@@ -297,7 +312,7 @@ def _operator(memory, integers, transformers, i, scratch, member, part):
     """One part of operator i, with the scratch of ``member``."""
     op = memory.operators[i]
     own = op.scratch + member * scratch
-    on_floats = op.kind >= Kind.EMBED
+    on_floats = Kind.EMBED <= op.kind < Kind.NORMALIZE
     if transformers is not None and on_floats:
         _transformer(memory, op, own, part)
     if integers is not None and not on_floats:

@@ -368,6 +368,40 @@ def mean(x: F32) -> F32:
     return result
 
 
+@ieee
+def normalize(
+    x: U8, rows: int, groups: int, gamma: F32, beta: F32, epsilon: float, zero_y: int, lo: int, hi: int
+) -> U8:
+    """x [R, C] in blocks of ``rows`` rows and ``groups`` groups of channels, each with mean 0 and variance 1, then
+    times ``gamma`` [C] plus ``beta`` [C], in units of y's scale.
+
+    With the exact integers S = sum q and V = n * sum q^2 - S^2 over the n codes q of a block's group:
+    y = (n * q - S) * (1 / sqrt(V + epsilon)) * gamma + beta.
+    """
+    q = x.astype(np.int64).reshape(len(x) // rows, rows, groups, -1)
+    n = rows * q.shape[3]
+    total = q.sum(axis=(1, 3), keepdims=True)
+    spread = n * (q * q).sum(axis=(1, 3), keepdims=True) - total * total
+    inverse = np.float32(1) / np.sqrt(spread.astype(np.float32) + np.float32(epsilon))
+    scaled = ((n * q - total).astype(np.float32) * inverse).reshape(x.shape)
+    return requantize(scaled * gamma + beta, zero_y, lo, hi)
+
+
+@ieee
+def resample(x: U8, rows: I32, row_weights: F32, columns: I32, column_weights: F32) -> U8:
+    """x [H, W, C] to [OH, OW, C]: between the rows ``rows[i]`` and the next, and the columns alike, by their weights.
+
+    A weight is the share of the next row or column; behind the last one it is the last itself.
+    """
+    codes = x.astype(np.float32)
+    next_rows, next_columns = np.minimum(rows + 1, len(x) - 1), np.minimum(columns + 1, x.shape[1] - 1)
+    u, v = column_weights[None, :, None], row_weights[:, None, None]
+    above = codes[rows][:, columns] + (codes[rows][:, next_columns] - codes[rows][:, columns]) * u
+    left, right = codes[next_rows][:, columns], codes[next_rows][:, next_columns]
+    below = left + (right - left) * u
+    return np.rint(above + (below - above) * v).astype(np.uint8)
+
+
 # --- weights: b-bit codes, packed tightly, least significant bit first ------------------------------------------------
 
 

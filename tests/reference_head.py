@@ -77,6 +77,18 @@ def _run(segment: seg.Segment, op: seg.AnyOp, values: dict[int, Values]) -> Valu
         return flat[places].reshape(y.shape)
     if isinstance(op, seg.Reshape):
         return x
+    if isinstance(op, seg.Normalize):
+        gamma, beta = (blob[at : at + 4 * x.shape[-1]].view(np.float32) for at in (op.gamma, op.beta))
+        rows = x.reshape(-1, x.shape[-1])
+        return reference.normalize(rows, op.rows, op.groups, gamma, beta, op.epsilon, y.zero_point, op.lo, op.hi)
+    if isinstance(op, seg.Resample):
+        ends = ((op.rows, op.row_weights, y.shape[0]), (op.columns, op.column_weights, y.shape[1]))
+        parts = [
+            blob[at : at + 4 * n].view(kind)
+            for *places, n in ends
+            for at, kind in zip(places, (np.int32, np.float32), strict=True)
+        ]
+        return reference.resample(x, *parts)
     if isinstance(op, seg.Pad):
         return reference.pad2d(_plane(x), tuple(op.pad), op.value)
     return reference.softmax(x, tensors[op.x].scale, y.scale, y.zero_point, op.lo, op.hi)

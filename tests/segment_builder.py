@@ -95,6 +95,23 @@ class Builder:
         places = {"gamma": self.floats(shape[-1]), "beta": self.floats(shape[-1])}
         return self.append(seg.Norm, shape, dtype="f32", x=x, epsilon=float(np.float32(1e-5)), **places)
 
+    def normalize(self, x: int, rows: int = 1, groups: int = 1, epsilon: float = 0.5) -> int:
+        shape = self.tensors[x].shape
+        places = {"gamma": self.floats(shape[-1], scale=40.0), "beta": self.floats(shape[-1], scale=20.0)}
+        numbers = {"rows": rows, "groups": groups, "epsilon": float(np.float32(epsilon)), "lo": 3, "hi": 250}
+        return self.append(seg.Normalize, shape, x=x, **numbers, **places)
+
+    def resample(self, x: int, height: int, width: int, linear: bool = True) -> int:
+        source = self.tensors[x]
+        fields = {}
+        for name, size, before in (("row", height, source.shape[0]), ("column", width, source.shape[1])):
+            share = self.random.random(size) if linear else np.zeros(size)
+            fields[f"{name}s"] = self.constant(self.random.integers(0, before, size).astype(np.int32))
+            fields[f"{name}_weights"] = self.constant(share.astype(np.float32))
+        return self.append(
+            seg.Resample, [height, width, source.shape[2]], source.zero_point, source.scale, x=x, **fields
+        )
+
     def attention(self, x: int, heads: int, ids: int = -1) -> int:
         tokens, width = self.tensors[x].shape
         factor = float(np.float32(1 / math.sqrt(width / 3 / heads)))

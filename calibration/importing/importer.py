@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import onnx
 
-from calibration.importing import checks, masks, outputs, rewrites, signature
+from calibration.importing import checks, masks, outputs, plane_rewrites, rewrites, signature
 from calibration.importing.graph import Graph, inputs, with_batch
 from calibration.importing.reading import export, read
 from calibration.importing.sessions import EVERY, OPTIMIZERS, disable, optimized, session, session_options
@@ -26,6 +26,10 @@ _REWRITES: Final[dict[str, Callable[[onnx.ModelProto], None]]] = {
     "averages": rewrites.averages_into_weights,
     "shuffles": rewrites.shuffles_to_gathers,
     "masks": masks.unify,
+    "lines": plane_rewrites.lines_to_planes,
+    "transposed convolutions": plane_rewrites.transposed_convolutions,
+    "forms": plane_rewrites.elementwise_forms,
+    "channels last": plane_rewrites.channels_last_parts,
 }
 #: All steps that can be disabled if they change the answers.
 _STEPS: Final = (*OPTIMIZERS, *_REWRITES, "batch")
@@ -77,6 +81,7 @@ def simplify(model: onnx.ModelProto, without: Collection[str] = ()) -> onnx.Mode
     Each remaining batch norm becomes a Mul and an Add, and padding masks get one form. If the optimizations create
     nonstandard operators, only our own rewrites apply. ``without``: optimizers and rewrites to disable.
     """
+    model = plane_rewrites.group_norms(model)
     off = set(OPTIMIZERS) & set(without)
     if off == set(OPTIMIZERS):
         off, simple = {EVERY}, _copy(model)

@@ -444,6 +444,24 @@ def _lower_mean(low: _Lowering, op: seg.Mean) -> None:
     low.row(Kind.MEAN, op.x, op.out, x=first, height=op.count, channels=channels)
 
 
+def _lower_normalize(low: _Lowering, op: seg.Normalize) -> None:
+    *rows, channels = low.tensor(op.x).shape
+    fields = {"height": op.rows, "width": math.prod(rows) // op.rows, "channels": channels, "groups": op.groups}
+    gamma, beta = low.floats_at(op.gamma, channels), low.floats_at(op.beta, channels)
+    places = {"multiplier": gamma, "floats": beta, "lo": op.lo, "hi": op.hi}
+    low.row(Kind.NORMALIZE, op.x, op.out, **fields, **places, epsilon=op.epsilon)
+
+
+def _lower_resample(low: _Lowering, op: seg.Resample) -> None:
+    x, y = low.tensor(op.x).shape, low.tensor(op.out).shape
+    blob = low.segment.blob
+    ends = ((op.rows, op.row_weights, y[0]), (op.columns, op.column_weights, y[1]))
+    places = np.concatenate([blob[place : place + 4 * n].view(np.int32) for place, _, n in ends])
+    weights = np.concatenate([blob[weight : weight + 4 * n].view(np.float32) for _, weight, n in ends])
+    sizes = {"height": x[0], "width": x[1], "channels": x[2], "out_height": y[0], "out_width": y[1]}
+    low.row(Kind.RESAMPLE, op.x, op.out, **sizes, bias=low.biases.put(places), multiplier=low.multipliers.put(weights))
+
+
 def _lower_transformer(low: _Lowering, op: seg.Linear | seg.Embed | seg.Attention, w: NDArray[np.int8] | None) -> int:
     """Lower an operator with products or weights; return the number of its products."""
     if isinstance(op, seg.Attention):
@@ -521,4 +539,6 @@ _LOWER: dict[type, Any] = {
     seg.Patches: _lower_patches,
     seg.Position: _lower_position,
     seg.Mean: _lower_mean,
+    seg.Normalize: _lower_normalize,
+    seg.Resample: _lower_resample,
 }

@@ -292,6 +292,38 @@ class Mean(Op, tag="mean"):
     count: int
 
 
+class Normalize(Op, tag="normalize"):
+    """Layer, group or instance norm of codes by `kernels.reference.normalize`: blocks of ``rows`` rows of x [..., C]
+    and ``groups`` groups of channels get mean 0 and variance 1; then times gamma [C] plus beta [C], both float32.
+
+    gamma and beta are in units of y's scale, and epsilon is (norm's epsilon) * (n / scale_x)^2 for n codes of a group.
+    """
+
+    x: int
+    rows: int
+    groups: int
+    gamma: int
+    beta: int
+    epsilon: float
+    lo: int
+    hi: int
+
+
+class Resample(Op, tag="resample"):
+    """x [H, W, C] to [OH, OW, C] with the same scale by `kernels.reference.resample`: linear between neighbours, or
+    the nearest of them.
+
+    ``rows`` [OH] and ``columns`` [OW] int32: first row and column; ``row_weights`` and ``column_weights`` float32: the
+    share of the next, 0 to 1.
+    """
+
+    x: int
+    rows: int
+    row_weights: int
+    columns: int
+    column_weights: int
+
+
 AnyOp = (
     Conv
     | Add
@@ -311,6 +343,8 @@ AnyOp = (
     | Patches
     | Position
     | Mean
+    | Normalize
+    | Resample
 )
 
 
@@ -321,7 +355,7 @@ def operator(op: Op) -> str:
 
 #: The names of all operators, and of those that every agent knows that does not say which ones it knows.
 OPERATORS: Final = frozenset(str(kind.__struct_config__.tag) for kind in get_args(AnyOp))
-FIRST_OPERATORS: Final = OPERATORS - {"view"}
+FIRST_OPERATORS: Final = OPERATORS - {"view", "normalize", "resample"}
 
 
 class Golden(msgspec.Struct):
@@ -443,6 +477,14 @@ def _constants(header: Header, op: AnyOp) -> Iterator[Constant]:
         case Position():
             _side(header, op.out)
             yield Constant(op, "table", "f32", math.prod(header.tensors[op.out].shape))
+        case Normalize():
+            yield Constant(op, "gamma", "f32", _side(header, op.out))
+            yield Constant(op, "beta", "f32", _side(header, op.out))
+        case Resample():
+            for side, field in enumerate(("row", "column")):
+                size = _plane_side(header, op.out, side)
+                yield Constant(op, f"{field}s", "i32", size)
+                yield Constant(op, f"{field}_weights", "f32", size)
         case Lut():
             yield Constant(op, "table", "table", compression.TABLE)
         case Concat():
@@ -459,6 +501,17 @@ def _side(header: Header, tensor: int) -> int:
             reason="unknown-tensor",
         )
     return header.tensors[tensor].shape[-1]
+
+
+def _plane_side(header: Header, tensor: int, axis: int) -> int:
+    """The height (axis 0) or the width (1) of a plane."""
+    _side(header, tensor)
+    shape = header.tensors[tensor].shape
+    if len(shape) != 3:
+        raise errors.SegmentError(
+            "the segment resizes a tensor that is no plane; download it again", reason="shapes-differ"
+        )
+    return shape[axis]
 
 
 def _area(op: Conv) -> int:

@@ -484,6 +484,42 @@ def _mean(segment: seg.Segment, op: seg.Mean) -> None:
     _check(inside, "mean-rows", f"averages rows that do not exist in {op.name!r}")
 
 
+def _normalize(segment: seg.Segment, op: seg.Normalize) -> None:
+    shape = _shape(segment, op.x)
+    rows, channels = math.prod(shape[:-1]), shape[-1]
+    _check(shape == _shape(segment, op.out), "shapes-differ", f"has shapes that do not fit in {op.name!r}")
+    whole = 1 <= op.rows <= rows and rows % op.rows == 0 and 1 <= op.groups <= channels and channels % op.groups == 0
+    _check(whole, "groups", f"has groups that do not divide its channels in {op.name!r}")
+    # n^2 * 255^2 in an int64, and a row's sum in an int32
+    _check(op.rows * (channels // op.groups) < 1 << 23, "overflow", f"could overflow a 64-bit sum in {op.name!r}")
+    _check(
+        _float32(op.epsilon) and op.epsilon > 0,
+        "epsilon",
+        f"has an epsilon that is not a positive float32 in {op.name!r}",
+    )
+    _check_codes(op)
+    for offset in (op.gamma, op.beta):
+        _check_floats(segment, op, offset, channels)
+
+
+def _resample(segment: seg.Segment, op: seg.Resample) -> None:
+    x, y = _shape(segment, op.x), _shape(segment, op.out)
+    _check(len(x) == len(y) == 3 and x[2] == y[2], "shapes-differ", f"has shapes that do not fit in {op.name!r}")
+    a, b = segment.header.tensors[op.x], segment.header.tensors[op.out]
+    same = (a.scale, a.zero_point) == (b.scale, b.zero_point)
+    _check(same, "scale-change", f"changes the codes' meaning without arithmetic in {op.name!r}")
+    sides = ((op.rows, op.row_weights, 0), (op.columns, op.column_weights, 1))
+    for places, weights, axis in sides:
+        _check_blob(segment, op, places, 4 * y[axis])
+        _check_blob(segment, op, weights, 4 * y[axis])
+        first = segment.blob[places : places + 4 * y[axis]].view(np.int32)
+        _check(
+            bool(((first >= 0) & (first < x[axis])).all()), "outside-tensor", f"reads outside a tensor in {op.name!r}"
+        )
+        share = segment.blob[weights : weights + 4 * y[axis]].view(np.float32)
+        _check(bool(((share >= 0) & (share <= 1)).all()), "constant", f"has a weight beyond 0 to 1 in {op.name!r}")
+
+
 _RULES: dict[type, Callable[[seg.Segment, Any], None]] = {
     seg.Conv: _conv,
     seg.Add: _same_or_per_channel,
@@ -503,4 +539,6 @@ _RULES: dict[type, Callable[[seg.Segment, Any], None]] = {
     seg.Patches: _patches,
     seg.Position: _position,
     seg.Mean: _mean,
+    seg.Normalize: _normalize,
+    seg.Resample: _resample,
 }

@@ -219,6 +219,37 @@ def norm(twin: bool) -> Iterator[Array]:
         yield from tensors(builder, twin)
 
 
+def normalize(twin: bool) -> Iterator[Array]:
+    """Norms of codes: of each row, of planes, of groups of channels; hardly any spread, and none."""
+    for channels in SIZES:
+        builder = build([3, 6, channels], zero_point=40)
+        b, flat = (
+            builder,
+            builder.append(seg.Lut, [3, 6, channels], x=builder.input, table=builder.constant(np.zeros(256, np.uint8))),
+        )
+        groups = next(g for g in (4, 3, 7, 1) if channels % g == 0)
+        for x, rows, parts in (
+            (b.input, 1, 1),
+            (b.input, 18, channels),
+            (b.input, 18, groups),
+            (b.input, 6, 1),
+            (flat, 1, 1),
+        ):
+            for epsilon in (1e-30, 0.5, 1e6):
+                b.normalize(x, rows, parts, epsilon)
+        yield from tensors(builder, twin)
+
+
+def resample(twin: bool) -> Iterator[Array]:
+    """Planes of every number of channels, larger and smaller, linear and to the nearest."""
+    for channels in SIZES:
+        builder = build([5, 7, channels], zero_point=40)
+        for size in ((5, 7), (10, 21), (3, 4), (1, 1), (11, 2)):
+            builder.resample(builder.input, *size)
+            builder.resample(builder.input, *size, linear=False)
+        yield from tensors(builder, twin)
+
+
 def attention(twin: bool) -> Iterator[Array]:
     """Every number of tokens, all of them counted or some; heads of several sizes."""
     for tokens in SIZES:
@@ -396,10 +427,10 @@ def _framed(values: Array) -> Array:
 
 GROUPS: dict[str, Callable[[bool], Iterator[Array]]] = {
     "gemm": gemm, "conv": conv, "depthwise": depthwise, "elementwise": elementwise, "pools": pools, "moves": moves, "softmax": softmax,
-    "linear": linear, "norm": norm, "attention": attention, "embed": embed, "rows": rows, "codec": at_the_cut, "stages": stages, "entropy": entropy_coded,
+    "linear": linear, "norm": norm, "attention": attention, "embed": embed, "rows": rows, "normalize": normalize, "resample": resample, "codec": at_the_cut, "stages": stages, "entropy": entropy_coded,
 }  # fmt: skip
 #: Those that need the integer half of the interpreter; the others need its transformers' half, or none.
-INTEGERS = ("gemm", "conv", "depthwise", "elementwise", "pools", "moves", "softmax")
+INTEGERS = ("gemm", "conv", "depthwise", "elementwise", "pools", "moves", "softmax", "normalize", "resample")
 
 
 def digest(group: str, twin: bool = False) -> str:

@@ -7,6 +7,7 @@ attention.py    matches an attention among a graph's operators
 elementwise.py  matches functions such as GELU made of several operators
 norms.py        matches layer norms made of several operators
 views.py        operators that only move elements
+moves.py        the strided copies of such operators
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from calibration.lowering.layers.network import (
     Mean,
     Network,
     Norm,
+    Normalize,
     Pad,
     Patches,
     Pool,
     Position,
+    Resample,
     Reshape,
     Softmax,
     Transpose,
@@ -56,10 +59,12 @@ __all__ = [
     "Mean",
     "Network",
     "Norm",
+    "Normalize",
     "Pad",
     "Patches",
     "Pool",
     "Position",
+    "Resample",
     "Reshape",
     "Softmax",
     "Transpose",

@@ -55,9 +55,9 @@ class Conv(Weighted):
 
 @dataclass(eq=False)
 class Binary(Layer):
-    """Sum or product of two tensors; the second has the same shape or one value for each channel."""
+    """Sum, product or difference of two tensors; the second has the same shape or one value for each channel."""
 
-    kind: Literal["add", "mul"]
+    kind: Literal["add", "mul", "sub"]
     clamp: Clamp = OPEN
 
 
@@ -70,7 +70,10 @@ class Unary(Layer):
 
 @dataclass(eq=False)
 class Pool(Layer):
-    """Maximum or average of each window. ``count_pad``: an average counts the padding."""
+    """Maximum or average of each window. ``count_pad``: an average counts the padding.
+
+    ``factor``: of the average. ``shape``: stored shape of the output, or None for its own.
+    """
 
     kind: Literal["max", "avg"]
     kernel: tuple[int, int]
@@ -78,11 +81,15 @@ class Pool(Layer):
     pad: tuple[int, int, int, int]
     count_pad: bool = False
     clamp: Clamp = OPEN
+    factor: float = 1.0
+    shape: list[int] | None = None
 
 
 @dataclass(eq=False)
 class Concat(Layer):
-    """Concatenation along the last stored axis."""
+    """Concatenation along the last stored axis. ``shape``: stored shape of the output, or None for its own."""
+
+    shape: list[int] | None = None
 
 
 @dataclass(eq=False)
@@ -119,6 +126,26 @@ class Pad(Layer):
 @dataclass(eq=False)
 class Softmax(Layer):
     """Softmax over the last stored axis."""
+
+
+@dataclass(eq=False)
+class Normalize(Layer):
+    """Blocks of ``rows`` rows and ``groups`` groups of channels with mean 0 and variance 1, times gamma [C] plus beta [C]."""
+
+    gamma: F32
+    beta: F32
+    epsilon: float
+    rows: int = 1
+    groups: int = 1
+    clamp: Clamp = OPEN
+
+
+@dataclass(eq=False)
+class Resample(Layer):
+    """[H, W, C] resized. ``rows`` and ``columns``: the first that each reads, and the share of the next (float32)."""
+
+    rows: tuple[I64, F32]
+    columns: tuple[I64, F32]
 
 
 # Layers of transformers. They read and yield float32 tensors [tokens, channels], the stream.

@@ -41,31 +41,31 @@ def view(graph: Graph, tensor: str) -> View | None:
     while at in graph.producer:
         node = graph.producer[at]
         scaled = _scalar_factor(graph, node)
-        move = None if scaled else _move(graph, node, at)
-        if scaled is None and move is None:
+        step = None if scaled else move(graph, node, at)
+        if scaled is None and step is None:
             break
         if scaled:
             at, factor = scaled[0], factor * scaled[1]
         else:
-            assert move is not None
-            moves.append(move)
+            assert step is not None
+            moves.append(step)
             at = node.inputs[0]
         nodes.append(node)
     if at not in graph.shapes:
         return None
     size = math.prod(graph.shapes[at])
     index = np.arange(size).reshape(graph.shapes[at])
-    for move in reversed(moves):
-        index = move(index)
+    for each in reversed(moves):
+        index = each(index)
     return View(at, size, index, factor, nodes)
 
 
 def is_view(graph: Graph, node: Node) -> bool:
     """Whether ``node`` only moves elements of its first input."""
-    return bool(node.outputs) and _move(graph, node, node.outputs[0]) is not None
+    return bool(node.outputs) and move(graph, node, node.outputs[0]) is not None
 
 
-def _move(graph: Graph, node: Node, out: str) -> Move | None:
+def move(graph: Graph, node: Node, out: str) -> Move | None:
     """How ``node`` moves the elements of its first input to ``out``; None if it does anything else."""
     if not node.inputs or node.inputs[0] in graph.constants or out not in graph.shapes:
         return None
@@ -79,17 +79,32 @@ def _move(graph: Graph, node: Node, out: str) -> Move | None:
     if node.op == "Gather" and constants[0] is not None:
         taken, axis = constants[0].astype(np.int64), int(node.attrs.get("axis", 0))
         return lambda x: x.take(taken, axis)
-    if node.op == "Slice" and constants and all(c is not None for c in constants):
-        return _slice([c.reshape(-1).astype(int).tolist() for c in constants if c is not None])
+    if node.op == "Slice":
+        return _slice(graph, node)
     if node.op == "Split":
         return _split(graph, node, out)
+    if node.op in ("DepthToSpace", "SpaceToDepth"):
+        return _blocks(node)
+    if node.op == "Expand":
+        wide = graph.shapes[out]
+        return lambda x: np.broadcast_to(x, wide)
     return None
 
 
-def _slice(arguments: list[list[int]]) -> Move:
-    starts, ends, *rest = arguments
-    axes = rest[0] if rest else list(range(len(starts)))
-    steps = rest[1] if len(rest) > 1 else [1] * len(starts)
+def _slice(graph: Graph, node: Node) -> Move | None:
+    """A Slice with constant ends: inputs from operator set 10 on, attributes before."""
+    names = ("starts", "ends", "axes", "steps")
+    given: list[list[int] | None] = []
+    for place, name in enumerate(names, 1):
+        tensor = node.inputs[place] if len(node.inputs) > place else ""
+        if tensor and tensor not in graph.constants:
+            return None
+        values = graph.constants[tensor] if tensor else node.attrs.get(name)
+        given.append(None if values is None else [int(v) for v in np.reshape(values, -1)])
+    starts, ends, axes, steps = given
+    if starts is None or ends is None:
+        return None
+    axes, steps = axes or list(range(len(starts))), steps or [1] * len(starts)
 
     def move(x: I64) -> I64:
         parts = [slice(None)] * x.ndim
@@ -98,6 +113,28 @@ def _slice(arguments: list[list[int]]) -> Move:
         return x[tuple(parts)]
 
     return move
+
+
+def _blocks(node: Node) -> Move:
+    """DepthToSpace or SpaceToDepth, by ONNX's definitions."""
+    size = int(node.attrs["blocksize"])
+    rows_first = node.attrs.get("mode", b"DCR") == b"DCR"
+
+    def spread(x: I64) -> I64:
+        n, channels, height, width = x.shape
+        left = channels // size**2
+        if rows_first:
+            parts = x.reshape(n, size, size, left, height, width).transpose(0, 3, 4, 1, 5, 2)
+        else:
+            parts = x.reshape(n, left, size, size, height, width).transpose(0, 1, 4, 2, 5, 3)
+        return parts.reshape(n, left, height * size, width * size)
+
+    def gathered(x: I64) -> I64:
+        n, channels, height, width = x.shape
+        parts = x.reshape(n, channels, height // size, size, width // size, size).transpose(0, 3, 5, 1, 2, 4)
+        return parts.reshape(n, channels * size**2, height // size, width // size)
+
+    return spread if node.op == "DepthToSpace" else gathered
 
 
 def _split(graph: Graph, node: Node, out: str) -> Move | None:

@@ -38,7 +38,9 @@ def network() -> Builder:
     )  # fmt: skip
     y = b.append(seg.Mul, [9, 10, 16], a=y - 1, b=y, multiplier=1 / 128, lo=0, hi=255)
     y = b.append(seg.Softmax, [9, 10, 16], 0, 1 / 256, x=y, lo=0, hi=255)
-    b.append(seg.View, [9, 5, 8], x=y, start=8, sizes=[9, 5, 8], steps=[160, 32, 1])
+    y = b.append(seg.View, [9, 5, 8], x=y, start=8, sizes=[9, 5, 8], steps=[160, 32, 1])
+    y = b.normalize(y, rows=45, groups=4)
+    b.resample(y, 4, 7)
     return b
 
 
@@ -67,6 +69,17 @@ def header(**changes: Any) -> Callable[[seg.Segment], None]:
     def hurt(segment: seg.Segment) -> None:
         for name, value in changes.items():
             setattr(segment.header, name, value)
+
+    return hurt
+
+
+def number(field: str, index: int, value: Any) -> Callable[[seg.Segment], None]:
+    """The first number of a constant."""
+
+    def hurt(segment: seg.Segment) -> None:
+        offset = getattr(segment.header.ops[index], field)
+        segment.blob = segment.blob.copy()
+        segment.blob[offset : offset + 4] = np.frombuffer(value.tobytes(), np.uint8)
 
     return hurt
 
@@ -141,6 +154,24 @@ HOSTILE: list[tuple[str, Callable[[seg.Segment], None], str]] = [
     ("a view of no elements", op(11, sizes=[9, 0, 8]), "shapes-differ"),
     ("a view of five axes", op(11, sizes=[9, 5, 8, 1, 1], steps=[160, 32, 1, 0, 0]), "shapes-differ"),
     ("a view without axes", op(11, sizes=[], steps=[]), "shapes-differ"),
+    ("a norm of rows that do not divide", op(12, rows=7), "groups"),
+    ("a norm of no rows", op(12, rows=0), "groups"),
+    ("a norm of more rows than there are", op(12, rows=90), "groups"),
+    ("a norm of groups that do not divide", op(12, groups=3), "groups"),
+    ("a norm of no groups", op(12, groups=0), "groups"),
+    ("a norm without an epsilon", op(12, epsilon=0.0), "epsilon"),
+    ("a norm with an infinite epsilon", op(12, epsilon=math.inf), "epsilon"),
+    ("a norm with codes beyond a byte", op(12, hi=256), "clamp"),
+    ("a norm with factors beyond the constants", op(12, gamma=1 << 30), "outside-constants"),
+    ("a norm with offsets that are not finite", number("beta", 12, np.float32(np.nan)), "constant"),
+    ("a resized plane of other rows", op(13, rows=1 << 30), "outside-constants"),
+    ("a row before the plane", number("rows", 13, np.int32(-1)), "outside-tensor"),
+    ("a row behind the plane", number("rows", 13, np.int32(9)), "outside-tensor"),
+    ("a column behind the plane", number("columns", 13, np.int32(5)), "outside-tensor"),
+    ("a weight above one", number("row_weights", 13, np.float32(1.5)), "constant"),
+    ("a weight that is no number", number("column_weights", 13, np.float32(np.nan)), "constant"),
+    ("a resized plane of another scale", tensor(14, scale=2.0), "scale-change"),
+    ("a resized plane of other channels", tensor(14, shape=[4, 7, 4]), "shapes-differ"),
     ("codes beyond a byte", op(0, hi=256), "clamp"),
     ("an empty range of codes", op(0, lo=9, hi=8), "clamp"),
     ("a multiplier that is not finite", op(2, multiplier_a=math.nan), "multiplier"),
