@@ -571,12 +571,6 @@ FEATURES: Final[dict[str, tuple[int, int, Feature]]] = {
     "power of a half": (7, _MAX, lambda file: (file.add("Abs"), file.add("Pow", file.last, file.constant(0.5)))),
     "where": (9, _MAX, _where),
     "branch": (11, _MAX, _branch),
-    "linear up and down": (10, _MAX, _linear_up_and_down),
-    "conv transposed, phases": (7, _MAX, _transposed_conv_of_phases),
-    "group norm of parts": (7, _MAX, _group_norm_of_parts),
-    "channels last block": (17, _MAX, _channels_last_block),
-    "rows and columns": (7, _MAX, _rows_and_columns),
-    "quotient of two": (7, _MAX, _quotient),
 }  # fmt: skip
 #: These change the plane's size: they come last.
 RESIZING: Final = {"pad, then conv", "pad by a number", "pad by reflection", "pad by the edge", "max pool, up", "average pool, up",
@@ -748,6 +742,29 @@ def grey(opset: int) -> tuple[onnx.ModelProto, list[int]]:
     return file.model([1, CLASSES]), [6, 8, 1]
 
 
+#: What `planes` strings together, as `FEATURES`.
+PLANES: Final[dict[str, tuple[int, int, Feature]]] = {
+    "linear up and down": (10, _MAX, _linear_up_and_down),
+    "conv transposed, phases": (7, _MAX, _transposed_conv_of_phases),
+    "group norm of parts": (7, _MAX, _group_norm_of_parts),
+    "channels last block": (17, _MAX, _channels_last_block),
+    "rows and columns": (7, _MAX, _rows_and_columns),
+    "quotient of two": (7, _MAX, _quotient),
+}  # fmt: skip
+
+
+def planes(opset: int) -> tuple[onnx.ModelProto, list[int]]:
+    """Norms, resizing, transposed convolutions and gates of a picture, one behind the other."""
+    file = File([1, 3, SIDE, SIDE + 2], opset, opset, ir=8)
+    conv(file, CHANNELS, 3)
+    for since, until, feature in PLANES.values():
+        if since <= opset <= until:
+            feature(file)
+            conv(file, CHANNELS, CHANNELS, kernel=1)
+            file.add("Relu")
+    return file.model(_pooled_gemm(file)), [SIDE, SIDE + 2, 3]
+
+
 def lines(opset: int) -> tuple[onnx.ModelProto, list[int]]:
     """Sound: convolutions, pooling and a skip connection along one axis."""
     file = File([1, 2, 48], opset, opset, ir=7)
@@ -775,7 +792,7 @@ def tokens(opset: int) -> tuple[onnx.ModelProto, list[int]]:
 
 
 TOKENS: Final = 30
-OTHERS: Final = (lines, vectors, rows, grey, tokens)
+OTHERS: Final = (planes, lines, vectors, rows, grey, tokens)
 
 
 def sample(shape: list[int], random: np.random.Generator) -> NDArray[np.float32]:
