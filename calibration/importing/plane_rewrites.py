@@ -6,6 +6,7 @@ plane, a PRelu with a slope for each channel a sum, and a transposition to chann
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -34,12 +35,7 @@ class _Edit:
         self.graph = model.graph
         self.opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self.constants: dict[str, NDArray[Any]] = {t.name: numpy_helper.to_array(t) for t in self.graph.initializer}
-        inferred = infer_shapes(model).graph
-        self.shapes = {
-            info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim]
-            for info in (*inferred.input, *inferred.value_info, *inferred.output)
-            if info.type.tensor_type.HasField("shape")
-        }
+        self._model = model
         self.makers = {t: node for node in self.graph.node for t in node.output}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in self.graph.node:
@@ -47,6 +43,16 @@ class _Edit:
                 self.readers.setdefault(tensor, []).append(node)
         self.outputs = {out.name for out in self.graph.output}
         self.nodes: list[onnx.NodeProto] = []
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, list[int]]:
+        """The inferred shapes; 0 for unknown dimensions. Call it before the graph changes."""
+        inferred = infer_shapes(self._model).graph
+        return {
+            info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+            for info in (*inferred.input, *inferred.value_info, *inferred.output)
+            if info.type.tensor_type.HasField("shape")
+        }
 
     def rank(self, tensor: str) -> int:
         known = self.constants.get(tensor)

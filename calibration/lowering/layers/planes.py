@@ -536,16 +536,58 @@ def _concat(network: Network, node: Node) -> list[Layer]:
 
 
 def _pad(network: Network, node: Node) -> list[Layer]:
-    graph, x = network.graph, node.inputs[0]
-    _spatial_rank(graph, x)
-    if node.attrs.get("mode", b"constant") != b"constant" or scalar(argument(graph, node, 2, "value", 0.0)) != 0.0:
+    """Zeros around a plane, rows or channels; a crop; and rows and columns that repeat: the edge's, or reflected ones."""
+    graph, x, out = network.graph, node.inputs[0], node.outputs[0]
+    shape, mode = graph.shapes[x], node.attrs.get("mode", b"constant")
+    if mode == b"constant" and scalar(argument(graph, node, 2, "value", 0.0)) != 0.0:
         raise Unsupported("it pads with something else than zeros")
-    pads = [int(p) for p in np.asarray(argument(graph, node, 1, "pads")).reshape(-1)]
-    if len(node.inputs) > 3 and node.inputs[3]:
-        raise Unsupported("it pads chosen axes")
-    if min(pads) < 0 or any(pads[i] for i in (0, 1, 4, 5)):
-        raise Unsupported("it pads other axes than height and width, or crops")
-    return [Pad(node.name, node.outputs[0], [x], (pads[2], pads[3], pads[6], pads[7]))]
+    sides = _sides(graph, node, len(shape))
+    if sides[0] != (0, 0):
+        raise Unsupported("it pads the batch axis")
+    least, most = min(map(min, sides)), max(map(max, sides))
+    if mode != b"constant" or (least < 0 and most <= 0):
+        places = [_repeated(n, *side, mode) for n, side in zip(shape, sides, strict=True)]
+        if len(shape) == 4 and sides[1] == (0, 0) and most > 0:
+            down, across = ((place, np.zeros(place.size, np.float32)) for place in places[2:])
+            return [Resample(node.name, out, [x], down, across)]
+        return moves.selected(network, node.name, x, moves.stored_indices(shape)[np.ix_(*places)], out)
+    if least < 0:
+        raise Unsupported("it pads one side and crops another")
+    if len(shape) == 4 and sides[1] == (0, 0):
+        (top, bottom), (left, right) = sides[2:]
+        return [Pad(node.name, out, [x], (top, left, bottom, right))]
+    stored = [sides[axis] for axis in STORED_AXES[len(shape)]]
+    if len(stored) == 3 and any(stored[0] + stored[1]):
+        raise Unsupported("it pads the channels and the plane at once")
+    *rows, channels = graph.stored_shape(x)
+    ahead, behind = (0, 0) if len(stored) != 2 else stored[0]
+    plane = Reshape(node.name, f"{out}@plane", [x], [math.prod(rows), channels, 1])
+    padded = Pad(node.name, f"{out}@padded", [plane.out], (ahead, stored[-1][0], behind, stored[-1][1]))
+    return [plane, padded, Reshape(node.name, out, [padded.out], graph.stored_shape(out))]
+
+
+def _sides(graph: Graph, node: Node, rank: int) -> list[tuple[int, int]]:
+    """What a Pad adds before and after each axis; less than 0 crops."""
+    pads = [int(p) for p in np.reshape(argument(graph, node, 1, "pads"), -1)]
+    chosen = argument(graph, node, 3, "axes")
+    axes = list(range(rank)) if chosen is None else [int(a) % rank for a in np.reshape(chosen, -1)]
+    found = [(0, 0)] * rank
+    for place, axis in enumerate(axes):
+        found[axis] = pads[place], pads[place + len(axes)]
+    return found
+
+
+def _repeated(size: int, before: int, after: int, mode: bytes) -> I64:
+    """The indices of an axis after a Pad in ``mode``: of the edge, reflected, or around; or cropped."""
+    index = np.arange(-before, size + after)
+    if mode == b"edge":
+        return index.clip(0, size - 1)
+    if mode == b"reflect":
+        period = max(2 * size - 2, 1)
+        return (size - 1 - np.abs(index % period - (size - 1))) if size > 1 else np.zeros_like(index)
+    if mode == b"wrap":
+        return index % size
+    return index
 
 
 # --- norms ------------------------------------------------------------------------------------------------------------

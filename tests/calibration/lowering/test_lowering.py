@@ -431,6 +431,36 @@ def test_a_transposition_there_and_back_costs_nothing() -> None:
     assert {type(op) for op in lowered.header.ops} <= {seg.Conv, seg.Reshape}
 
 
+@pytest.mark.parametrize(
+    ("pads", "mode"),
+    [
+        ([0, 0, 1, 2, 0, 0, 2, 1], "reflect"),
+        ([0, 0, 0, 2, 0, 0, 3, 0], "edge"),
+        ([0, 0, 1, 2, 0, 0, 2, 1], "wrap"),
+        ([0, 0, -1, 1, 0, 0, 2, -1], "edge"),
+        ([0, 0, -1, 0, 0, 0, 0, -2], "constant"),
+        ([0, -1, -1, 0, 0, -2, 0, -2], "constant"),
+        ([0, 2, 0, 0, 0, 3, 0, 0], "constant"),
+        ([0, 0, 0, 0, 0, 6, 0, 0], "constant"),
+    ],
+)
+def test_pads(pads: list[int], mode: str) -> None:
+    net = Net([1, 6, 9, 7], opset=19)
+    net.add("Tanh", "x")
+    net.add("Pad", net.last, net.constant(pads, np.int64), mode=mode)
+    check(net.model())
+
+
+@pytest.mark.parametrize("pads", [[0, 1, 2, 0, 3, 0], [0, 0, 2, 0, 0, 1], [0, 2, 0, 0, 0, 0]])
+def test_pads_of_rows(pads: list[int]) -> None:
+    net = Net([1, 1, 9, 7], opset=19)
+    net.conv(1, 1)
+    net.add("Reshape", net.last, net.constant([1, 9, 7], np.int64))
+    net.add("Pad", net.last, net.constant(pads, np.int64))
+    net.add("Mul", net.last, net.constant([2.0]))
+    check(net.model())
+
+
 @pytest.mark.parametrize("shape", [[1, 1, 12, 10], [1, 6, 12, 1], [1, 6, 1, 10], [1, 1, 1, 1]])
 @pytest.mark.parametrize("kind", ["Mul", "Add", "Sub"])
 def test_pairs_that_repeat(kind: str, shape: list[int]) -> None:
