@@ -6,6 +6,7 @@ streams.py      transformers: a float32 stream between the layers
 attention.py    matches an attention among a graph's operators
 elementwise.py  matches functions such as GELU made of several operators
 norms.py        matches layer norms made of several operators
+terms.py        sums of views times constants, such as rotary positions
 views.py        operators that only move elements
 """
 
@@ -23,6 +24,9 @@ from calibration.lowering.layers.network import (
     Concat,
     Conv,
     Embed,
+    Function,
+    Gate,
+    Gather,
     Layer,
     Linear,
     Mean,
@@ -33,12 +37,16 @@ from calibration.lowering.layers.network import (
     Pool,
     Position,
     Reshape,
+    RmsNorm,
+    Rotary,
     Softmax,
+    Sum,
     Transpose,
     Unary,
     Unsupported,
     View,
     Weighted,
+    WindowAttention,
 )
 
 __all__ = [
@@ -51,6 +59,9 @@ __all__ = [
     "Concat",
     "Conv",
     "Embed",
+    "Function",
+    "Gate",
+    "Gather",
     "Layer",
     "Linear",
     "Mean",
@@ -61,12 +72,16 @@ __all__ = [
     "Pool",
     "Position",
     "Reshape",
+    "RmsNorm",
+    "Rotary",
     "Softmax",
+    "Sum",
     "Transpose",
     "Unary",
     "Unsupported",
     "View",
     "Weighted",
+    "WindowAttention",
     "build",
 ]
 
