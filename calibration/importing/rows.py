@@ -84,6 +84,8 @@ class _Work:
     constants: dict[str, NDArray[Any]] = field(default_factory=dict)
     pending: list[onnx.NodeProto] = field(default_factory=list)
     gathered: dict[tuple[str, bytes, int], str] = field(default_factory=dict)
+    seen: dict[str, View | None] = field(default_factory=dict)
+    sources: dict[str, tuple[str, NDArray[np.int64]] | None] = field(default_factory=dict)
 
     def rewritten(self, node: Node, proto: onnx.NodeProto) -> list[onnx.NodeProto] | None:
         """The operators in place of ``node``; None to keep it."""
@@ -98,7 +100,7 @@ class _Work:
         if not begins and not (_follows(self.graph, node) and all(self._known(t) for t in moving)):
             return None
         if all(self._is_rows(t) for t in (*moving, node.outputs[0])):
-            self.rows[node.outputs[0]] = node.outputs[0]
+            self._keep(node.outputs[0], node.outputs[0])
             return None
         return self._on_rows(node, proto)
 
@@ -120,10 +122,17 @@ class _Work:
         return self._source(tensor) is not None
 
     def _seen(self, tensor: str) -> View | None:
-        return view(self.graph, tensor, stop=self.rows)
+        if tensor not in self.seen:
+            self.seen[tensor] = view(self.graph, tensor, stop=self.rows)
+        return self.seen[tensor]
 
     def _source(self, tensor: str) -> tuple[str, NDArray[np.int64]] | None:
         """The root of ``tensor`` that has rows, and their numbers; None if ``tensor`` is no stream."""
+        if tensor not in self.sources:
+            self.sources[tensor] = self._found(tensor)
+        return self.sources[tensor]
+
+    def _found(self, tensor: str) -> tuple[str, NDArray[np.int64]] | None:
         seen = self._seen(tensor)
         if seen is None or seen.factor != 1:
             return None
@@ -153,8 +162,14 @@ class _Work:
             made = self._gathered(self.rows.get(root, root), self.graph.shapes[root], rows, tensor)
             if self.graph.shapes[root][-1] != wide:
                 made = self._reshaped(made, f"{tensor}@rows", [1, count, wide])
-        self.rows[tensor] = made
+        self._keep(tensor, made)
         return made
+
+    def _keep(self, tensor: str, made: str) -> None:
+        """Let ``made`` be the rows of ``tensor``, from which moves begin now."""
+        self.rows[tensor] = made
+        self.seen.pop(tensor, None)
+        self.sources.pop(tensor, None)
 
     def _gathered(self, base: str, shape: Sequence[int], rows: NDArray[np.int64], tensor: str) -> str:
         if len(rows) == math.prod(shape[:-1]) and (rows == np.arange(len(rows))).all():
@@ -168,7 +183,7 @@ class _Work:
         return self.gathered[entry]
 
     def _reshaped(self, x: str, out: str, shape: Sequence[int]) -> str:
-        name = f"{out}@shape"
+        name = f"{out}@form"
         self.constants[name] = np.array(shape, np.int64)
         self.pending.append(helper.make_node("Reshape", [x, name], [out], out))
         return out
@@ -190,7 +205,7 @@ class _Work:
                 if attribute.name == "axes":
                     attribute.ints[:] = [-1]
             self.pending.append(one)
-        self.rows[out] = made
+        self._keep(out, made)
         if made != out:
             self._reshaped(made, out, shape)
         return self.pending
@@ -206,22 +221,23 @@ class _Work:
         else:
             shape = self.graph.shapes[node.outputs[0]]
             flat = np.broadcast_to(value, shape).reshape(1, -1, shape[-1])
-        self.constants[f"{name}@row"] = np.ascontiguousarray(flat)
-        return f"{name}@row"
+        made = f"{node.outputs[0]}@row"
+        self.constants[made] = np.ascontiguousarray(flat)
+        return made
 
     def _product(self, node: Node, inputs: Sequence[str], out: str) -> list[onnx.NodeProto]:
         """A Gemm of rows as a MatMul and an Add."""
         graph = self.graph
         weight = graph.constants[node.inputs[1]].astype(np.float32) * np.float32(node.attrs.get("alpha", 1.0))
-        names = [f"{inputs[1].removesuffix('.weight')}@turned.weight", f"{out}@product"]
+        names = [f"{inputs[1].removesuffix('.weight')}@turned.weight", f"{out}@multiplied"]
         self.constants[names[0]] = np.ascontiguousarray(weight.T if node.attrs.get("transB", 0) else weight)
         if len(inputs) < 3:
             return [helper.make_node("MatMul", [inputs[0], names[0]], [out], node.name)]
         bias = graph.constants[node.inputs[2]].astype(np.float32) * np.float32(node.attrs.get("beta", 1.0))
-        self.constants[f"{inputs[2]}@row"] = bias.reshape(-1)
+        self.constants[f"{out}@row"] = bias.reshape(-1)
         return [
             helper.make_node("MatMul", [inputs[0], names[0]], names[1:], f"{node.name}@product"),
-            helper.make_node("Add", [names[1], f"{inputs[2]}@row"], [out], node.name),
+            helper.make_node("Add", [names[1], f"{out}@row"], [out], node.name),
         ]
 
     def _mean(self, node: Node) -> list[onnx.NodeProto] | None:

@@ -270,7 +270,8 @@ class _Lowering:
 
     def stream(self, name: str, shape: list[int]) -> int:
         """Add the tensor ``name`` of a transformer's stream."""
-        self.tensors.append(seg.Tensor(list(shape), 1.0, 0, 0, self.network.dtype(name)))
+        kind = self.network.source if name == self.network.graph.input else "f32"
+        self.tensors.append(seg.Tensor(list(shape), 1.0, 0, 0, kind))
         self.index[name] = len(self.tensors) - 1
         return self.index[name]
 
@@ -412,7 +413,7 @@ def _view(work: _Lowering, layer: layers.View) -> None:
 
 def _reshape(work: _Lowering, layer: layers.Reshape) -> None:
     x = work.index[layer.inputs[0]]
-    if work.network.source != "u8":
+    if work.tensors[x].dtype != "u8":
         work.ops.append(seg.Reshape(short(layer.name), work.stream(layer.out, layer.shape), x))
         return
     work.ops.append(seg.Reshape(short(layer.name), work.out(layer, layer.shape, like=x), x))
@@ -528,6 +529,16 @@ def _gather(work: _Lowering, layer: layers.Gather) -> None:
     work.ops.append(seg.Gather(short(layer.name), y, x, rows))
 
 
+def _quantize(work: _Lowering, layer: layers.Quantize) -> None:
+    x = work.index[layer.inputs[0]]
+    work.ops.append(seg.Quantize(short(layer.name), work.out(layer, layer.shape), x))
+
+
+def _dequantize(work: _Lowering, layer: layers.Dequantize) -> None:
+    x = work.index[layer.inputs[0]]
+    work.ops.append(seg.Dequantize(short(layer.name), work.stream(layer.out, layer.shape), x))
+
+
 _LOWER: dict[type, Callable[..., None]] = {
     layers.Conv: _conv,
     layers.Binary: _binary,
@@ -553,6 +564,8 @@ _LOWER: dict[type, Callable[..., None]] = {
     layers.Rotary: _rotary,
     layers.WindowAttention: _window_attention,
     layers.Gather: _gather,
+    layers.Quantize: _quantize,
+    layers.Dequantize: _dequantize,
 }
 
 

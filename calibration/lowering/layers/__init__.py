@@ -3,6 +3,7 @@
 network.py      the layers and their network
 planes.py       convolutional networks: uint8 codes between the layers
 streams.py      transformers: a float32 stream between the layers
+mixed.py        networks with both
 attention.py    matches an attention among a graph's operators
 elementwise.py  matches functions such as GELU made of several operators
 norms.py        matches layer norms made of several operators
@@ -13,7 +14,7 @@ views.py        operators that only move elements
 from __future__ import annotations
 
 from calibration.importing.graph import Graph
-from calibration.lowering.layers import planes, streams
+from calibration.lowering.layers import mixed, planes, streams
 from calibration.lowering.layers.network import (
     F32,
     F64,
@@ -23,6 +24,7 @@ from calibration.lowering.layers.network import (
     Clamp,
     Concat,
     Conv,
+    Dequantize,
     Embed,
     Function,
     Gate,
@@ -36,6 +38,7 @@ from calibration.lowering.layers.network import (
     Patches,
     Pool,
     Position,
+    Quantize,
     Reshape,
     RmsNorm,
     Rotary,
@@ -58,6 +61,7 @@ __all__ = [
     "Clamp",
     "Concat",
     "Conv",
+    "Dequantize",
     "Embed",
     "Function",
     "Gate",
@@ -71,6 +75,7 @@ __all__ = [
     "Patches",
     "Pool",
     "Position",
+    "Quantize",
     "Reshape",
     "RmsNorm",
     "Rotary",
@@ -90,6 +95,8 @@ def build(graph: Graph) -> Network:
     """The layers of ``graph``. `Network.unsupported` lists the other operators."""
     if streams.is_transformer(graph):
         return streams.build(graph)
+    if mixed.is_mixed(graph):
+        return mixed.build(graph)
     network = Network(graph, [], [], {})
     for node in graph.nodes:
         try:

@@ -294,7 +294,9 @@ def _joined(graph: Graph, tensor: str, windows: int, channels: int) -> tuple[str
     tokens, size = graph.shapes[tensor][-2:]
     answers = np.arange(np.prod(graph.shapes[tensor])).reshape(windows, -1, tokens, size)
     wanted = answers.transpose(0, 2, 1, 3).reshape(1, windows * tokens, channels)
-    at, nodes = tensor, []
+    at, nodes = tensor, list[Node]()
+    if graph.shapes[at] == wanted.shape and (answers.reshape(wanted.shape) == wanted).all():  # one head
+        return at, nodes
     for _ in range(8):
         reader = graph.sole_consumer(at)
         if reader is None or not is_view(graph, reader):

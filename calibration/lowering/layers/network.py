@@ -249,7 +249,25 @@ class Gather(Layer):
     rows: I64
 
 
+@dataclass(eq=False)
+class Quantize(Layer):
+    """Codes of values, as ``shape``."""
+
+    shape: list[int]
+
+
+@dataclass(eq=False)
+class Dequantize(Layer):
+    """Values of codes, as ``shape`` [N, C]."""
+
+    shape: list[int]
+
+
 DType = Literal["u8", "f32", "i32"]
+_OF_VALUES = (
+    *(Embed, Linear, Norm, Attention, Patches, Position, Mean),
+    *(Function, Gate, RmsNorm, Sum, Rotary, Gather, Dequantize),
+)
 
 
 @dataclass
@@ -270,7 +288,12 @@ class Network:
 
         Only its input holds token ids.
         """
-        return self.source if tensor == self.graph.input or self.source == "u8" else "f32"
+        if tensor == self.graph.input:
+            return self.source
+        layer = self.made.get(tensor)
+        while isinstance(layer, Reshape):
+            layer = self.made.get(layer.inputs[0])
+        return "f32" if self.source != "u8" or isinstance(layer, _OF_VALUES) else "u8"
 
     @property
     def padding(self) -> int | None:

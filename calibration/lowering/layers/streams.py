@@ -66,7 +66,7 @@ def is_transformer(graph: Graph) -> bool:
 
 def build(graph: Graph) -> Network:
     """The layers of a transformer's graph (`is_transformer`)."""
-    work = _Work(Network(graph, [], [], {}, "i32" if graph.takes_ids else "f32"))
+    work = Work(Network(graph, [], [], {}, "i32" if graph.takes_ids else "f32"))
     for node in graph.nodes:
         work.find(node)
     for node in graph.nodes:
@@ -86,8 +86,10 @@ class _FunctionOf:
 
 
 @dataclass
-class _Work:
-    """``found``: layers made of several operators, by their output tensor. ``inside``: all operators of these.
+class Work:
+    """Finds the structures of a graph, then converts its operators one by one.
+
+    ``found``: layers made of several operators, by their output tensor. ``inside``: all operators of these.
 
     ``functions``: those of them that are a function of one tensor.
     """
@@ -169,7 +171,7 @@ def _gemm(network: Network, node: Node) -> list[Layer]:
     return [_linear(layer_name(network.graph, node), node.outputs[0], node.inputs[0], weight, bias)]
 
 
-def _find_function(work: _Work, node: Node) -> None:
+def _find_function(work: Work, node: Node) -> None:
     """Match a function made of ``node`` and others, in any order that computes it."""
     graph = work.network.graph
     x = elementwise.source(graph, node.outputs[0])
@@ -195,7 +197,7 @@ def _activate(network: Network, name: str, x: str, out: str, kind: FunctionKind)
     return [Function(name, out, [x], kind)]
 
 
-def _find_gate(work: _Work, node: Node) -> None:
+def _find_gate(work: Work, node: Node) -> None:
     """Match the product of a function of some channels and other channels, of one product or of two."""
     graph = work.network.graph
     for function, other in (node.inputs, node.inputs[::-1]):
@@ -413,7 +415,7 @@ def _rms_norm(network: Network, node: Node) -> list[Layer]:
     return [RmsNorm(layer_name(graph, node), node.outputs[0], [node.inputs[0]], gamma, epsilon)]
 
 
-def _find_norm(work: _Work, node: Node) -> None:
+def _find_norm(work: Work, node: Node) -> None:
     """Match a layer norm made of single operators around the Sqrt ``node``, as in exports before opset 17."""
     graph = work.network.graph
     found = pieces(graph, node)
@@ -492,7 +494,7 @@ def _rows(graph: Graph, root: str, index: I64) -> tuple[int, int] | None:
     return (first // shape[2], len(flat) // shape[2]) if whole else None
 
 
-def _find_attention(work: _Work, node: Node) -> None:
+def _find_attention(work: Work, node: Node) -> None:
     found = attention.match(work.network.graph, node)
     work.keep(found.out, found.nodes, lambda: _attention(work.network, found))
 
@@ -527,7 +529,7 @@ def _cuts_squares(graph: Graph, node: Node) -> bool:
     return plain and whole and same and single
 
 
-def _find_squares(work: _Work, node: Node) -> None:
+def _find_squares(work: Work, node: Node) -> None:
     """Match a convolution of squares and the views that turn its planes into tokens."""
     graph = work.network.graph
     if not _cuts_squares(graph, node):
@@ -559,7 +561,7 @@ def _squares(graph: Graph, name: str, out: str, size: int, weight: F32, bias: F3
     return [Patches(f"{name}/squares", cut, [graph.input], size), _linear(name, out, cut, weight, bias)]
 
 
-def _find_cut_image(work: _Work, node: Node) -> None:
+def _find_cut_image(work: Work, node: Node) -> None:
     """Match a product of squares that views cut out of the image."""
     graph = work.network.graph
     seen = view(graph, node.inputs[0]) if len(graph.shapes[graph.input]) == 4 else None
@@ -583,7 +585,7 @@ def _find_cut_image(work: _Work, node: Node) -> None:
     work.keep(out, [*seen.nodes, node], lambda: made)
 
 
-_FINDERS: dict[str, Callable[[_Work, Node], None]] = {
+_FINDERS: dict[str, Callable[[Work, Node], None]] = {
     "Softmax": _find_attention,
     **dict.fromkeys(("Erf", "Tanh", "Gelu", "Relu", "Sigmoid", "HardSigmoid", "HardSwish"), _find_function),
     "Mul": _find_gate,

@@ -100,6 +100,8 @@ def move_of(graph: Graph, node: Node, out: str) -> Move | None:
         shape = graph.shapes[out]
         return lambda x: np.broadcast_to(x, shape)
     constants = [graph.constants.get(t) for t in node.inputs[1:]]
+    if node.op == "Pad" and constants and constants[0] is not None and not constants[0].any():
+        return lambda x: x
     if node.op == "Gather" and constants[0] is not None:
         taken, axis = constants[0].astype(np.int64), int(node.attrs.get("axis", 0))
         return lambda x: x.take(taken, axis)

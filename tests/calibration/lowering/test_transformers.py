@@ -17,6 +17,7 @@ from calibration.importing.importer import session
 from calibration.lowering import layers
 from calibration.lowering.layers import Embed, Linear, Network
 from calibration.lowering.lower import Calibration, lower
+from calibration.rounding.weight_substitution import substitute_weights, weights
 from calibration.statistics.activations import Tap, feed
 from splitedge.errors import ModelError
 from splitedge.head import load
@@ -353,19 +354,13 @@ ENCODERS = {
 }  # fmt: skip
 
 
-def stored(name: str) -> onnx.ModelProto:
-    """The stored model ``name``, imported. It has 11 tokens, or images."""
-    shape = [d.dim_value or TOKENS for d in onnx.load(models.path(name)).graph.input[0].type.tensor_type.shape.dim]
-    return importer.load(models.path(name), [1, *shape[1:]])
-
-
 @pytest.mark.parametrize("form", ["14", "17", "new"])
 @pytest.mark.parametrize("network", ENCODERS)
 def test_encoders_of_other_families_answer_as_the_float_model(network: str, form: str) -> None:
     name = f"{network}-{form}"
     if not Path(models.path(name)).exists():
         pytest.skip("the exporter cannot write it")
-    kinds = [type(op).__name__ for op in check(stored(name)).header.ops]
+    kinds = [type(op).__name__ for op in check(small.stored(name)).header.ops]
     block = ENCODERS[network]
     assert any(kinds[i : i + len(block)] == block for i in range(len(kinds)))
 
@@ -373,7 +368,7 @@ def test_encoders_of_other_families_answer_as_the_float_model(network: str, form
 @pytest.mark.parametrize("name", ["dino-14", "dino-gated-17", "dino-gated-new"])
 def test_factors_of_channels_and_joined_tokens_are_part_of_a_head(name: str) -> None:
     """Up to the class token, which the mean of the others is joined to."""
-    model = stored(name)
+    model = small.stored(name)
     network = network_of(model)
     assert [node.op for node, _ in network.unsupported] == ["Concat"]
     tensor = next(la.out for la in reversed(network.layers) if isinstance(la, layers.Norm))
@@ -384,7 +379,7 @@ def test_factors_of_channels_and_joined_tokens_are_part_of_a_head(name: str) -> 
 
 
 def test_windows_share_the_values_of_their_bias() -> None:
-    header = check(stored("swin-timm-17")).header
+    header = check(small.stored("swin-timm-17")).header
     found = [op for op in header.ops if isinstance(op, seg.WindowAttention)]
     assert [op.windows for op in found] == [4, 4, 1]
     assert [op.values for op in found] == [49, 49, 49]
@@ -394,10 +389,39 @@ def test_windows_share_the_values_of_their_bias() -> None:
 def test_turned_channels_in_pairs_side_by_side_are_put_apart() -> None:
     """A table of the rotary operator has partners half of a head apart, whatever the model's order."""
     tables = [
-        next(la.table for la in network_of(stored(name)).layers if isinstance(la, layers.Rotary))
+        next(la.table for la in network_of(small.stored(name)).layers if isinstance(la, layers.Rotary))
         for name in ("llama-17", "nomic-17")
     ]
     np.testing.assert_array_equal(*tables)
     cos, sin = tables[0][:, 0], tables[0][:, 1]
     np.testing.assert_allclose(cos**2 + sin**2, 1, atol=1e-6)
     np.testing.assert_array_equal(sin[:, :4], -sin[:, 4:])
+
+
+@pytest.mark.parametrize("name", ["torchvision-14", "nomic-17", "relative-new", "modern-17", "swin-timm-17"])
+def test_every_cut_of_other_families_has_a_tail(name: str) -> None:
+    model = small.stored(name)
+    network = network_of(model)
+    places = [place for place in cuts.find(network) if place.offered and place.cut.kind == "inside"]
+    assert len(places) > 4
+    x = small.frame(network.graph)
+    wanted = session(model).run(None, feed(network.graph, x[None]))[0]
+    for place in places:
+        head = load(lower(network, Calibration({}, {}), place.cut.tensor, 8).segment())
+        run = runner(tail_model(model, place.cut.tensor, network.graph.shapes[place.cut.tensor][1:]))
+        ids = None if place.cut.padding is None else (x[None] != 0).astype(np.int64)
+        assert cosine(run(head.run(x)[None], ids), wanted) > 0.999
+
+
+@pytest.mark.parametrize("name", ["torchvision-14", "llama-17", "relative-gated-new", "dino-gated-17", "swin-timm-17"])
+def test_the_weights_of_layers_take_the_place_of_the_models(name: str) -> None:
+    """Also those of products that are joined or scaled."""
+    model = small.stored(name)
+    network = network_of(model)
+    tensor = next(la.out for la in reversed(network.layers) if la.out in network.reachable())
+    layers_of = network.weighted(tensor)
+    changed = substitute_weights(model, network, layers_of)
+    x = feed(network.graph, small.frame(network.graph)[None])
+    fed = {name: value for la in layers_of for name, value in weights(la, la.weight, la.bias).items()}
+    wanted = session(model).run(None, x)[0]
+    np.testing.assert_allclose(session(changed).run(None, x | fed)[0], wanted, rtol=1e-3, atol=1e-4)
