@@ -97,7 +97,7 @@ class _Work:
         if _averages(self.graph, node):
             return self._mean(node)
         begins = _begins(self.graph, node)
-        if not begins and not (_follows(self.graph, node) and all(self._known(t) for t in moving)):
+        if not begins and not (_follows(self.graph, node) and any(self._known(t) for t in moving)):
             return None
         if all(self._is_rows(t) for t in (*moving, node.outputs[0])):
             self._keep(node.outputs[0], node.outputs[0])

@@ -104,19 +104,24 @@ class _Work:
     def _on_tokens(self, node: Node) -> None:
         """Layers on tokens. Planes that they read are converted before them."""
         network = self.network
-        before, failed = len(network.layers), len(network.unsupported)
+        before, failed = {id(layer): list(layer.inputs) for layer in network.layers}, len(network.unsupported)
         self.tokens.convert(node)
-        made = network.layers[before:] if len(network.unsupported) == failed else []
+        if len(network.unsupported) > failed:
+            return
+        made = [layer for layer in network.layers if before.get(id(layer)) != layer.inputs]
+        outs = {layer.out for layer in made}
         try:
-            wanted = [t for layer in made for t in layer.inputs if t not in {one.out for one in made}]
-            needed = [layer for t in dict.fromkeys(wanted) for layer in self._as_tokens(t)]
+            wanted = dict.fromkeys(t for layer in made for t in layer.inputs if t not in outs)
+            needed = [layer for tensor in wanted for layer in self._as_tokens(tensor)]
         except Unsupported as reason:
             for layer in made:
                 network.layers.remove(layer)
                 del network.made[layer.out]
             network.unsupported.append((node, str(reason)))
             return
-        network.layers[before:before] = needed
+        if made:
+            place = network.layers.index(made[0])
+            network.layers[place:place] = needed
 
     def _as_tokens(self, tensor: str) -> list[Layer]:
         """The layers that make ``tensor`` [1, N, C] of a plane; none if there is one that yields it."""

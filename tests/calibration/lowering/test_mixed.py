@@ -16,7 +16,7 @@ from calibration.lowering.layers import mixed
 from calibration.lowering.lower import lower
 from calibration.samples.samples import Samples
 from calibration.statistics.activations import feed, to_onnx
-from splitedge.head import load
+from splitedge.head import Head, load
 from splitedge.head import segment as seg
 from splitedge.head.preprocess import quantize_tensor
 from splitedge.protocol.messages import Preprocess
@@ -34,7 +34,7 @@ def stored(name: str) -> tuple[onnx.ModelProto, layers.Network, Samples]:
     return model, layers.build(Graph.of(model)), Samples(Preprocess("tensor", [SIZE, SIZE, 3]), frames)
 
 
-def values(head: object, tensor: seg.Tensor, found: np.ndarray) -> np.ndarray:
+def values(head: Head, tensor: seg.Tensor, found: np.ndarray) -> np.ndarray:
     if tensor.dtype == "f32":
         return found
     return (tensor.scale * (found.astype(np.float32) - tensor.zero_point)).astype(np.float32)
@@ -100,6 +100,30 @@ def test_a_bundle_of_both_forms_has_codecs_for_each(tmp_path_factory: pytest.Tem
     assert {network.dtype(tensor) for tensor in tensors} == {"u8", "f32"}
     head = load(made.segment(made.offered[-1], 8))
     assert head.output.dtype == "f32"
+
+
+def test_a_plane_that_is_added_to_tokens_becomes_values() -> None:
+    """As in TinyViT: the residual of an attention is a plane, and a convolution reads the sum."""
+    net = small.Net([1, 8, 4, 4], seed=3)
+    net.conv(8, 8, 3, pads=[1, 1, 1, 1])
+    plane = net.add("Transpose", net.last, perm=[0, 2, 3, 1])
+    x = net.add("LayerNormalization", plane, net.constant(np.ones(8)), net.constant(np.zeros(8)), axis=-1)
+    x = net.add("Reshape", x, net.constant([1, 16, 8], np.int64))
+    query, key, value = (net.add("MatMul", x, net.random_weight(8, 8, scale=0.4)) for _ in range(3))
+    scores = net.add("Softmax", net.add("MatMul", query, net.add("Transpose", key, perm=[0, 2, 1])), axis=-1)
+    mixed_rows = net.add("MatMul", net.add("MatMul", scores, value), net.random_weight(8, 8, scale=0.4))
+    summed = net.add("Add", plane, net.add("Reshape", mixed_rows, net.constant([1, 4, 4, 8], np.int64)))
+    net.conv(8, 8, 3, x=net.add("Transpose", summed, perm=[0, 3, 1, 2]))
+    model = importer.batched(importer.simplify(net.model()))
+    network = layers.build(Graph.of(model))
+    assert network.unsupported == []
+    frames = list(np.random.default_rng(4).normal(size=(4, 4, 4, 8)).astype(np.float32))
+    calibration = creation.calibrate(model, network, Samples(Preprocess("tensor", [4, 4, 8]), frames))
+    head = load(lower(network, calibration, network.graph.output, 8).segment())
+    kinds = [type(op).__name__ for op in head.header.ops]
+    assert kinds == ["Conv", "Dequantize", "Norm", "Linear", "Attention", "Linear", "Quantize", "Conv"]
+    wanted = session(model).run(None, feed(network.graph, frames[0][None]))[0][0].transpose(1, 2, 0)
+    assert cosine(values(head, head.output, head.run(quantize_tensor(frames[0], head.input))), wanted) > 0.999
 
 
 def test_other_networks_are_not_mixed() -> None:
