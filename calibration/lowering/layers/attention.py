@@ -24,11 +24,19 @@ _ALIKE = 1e-5
 
 @dataclass
 class Part:
-    """Queries, keys or values: the channels [heads, D] of the tensor ``root`` [1, windows x T, N] for each head."""
+    """Queries, keys or values: the channels [heads, D] of the tensor ``root`` [1, windows x T, N] for each head.
+
+    -1 is a channel of zeros.
+    """
 
     root: str
     channels: I64
     windows: int
+
+    def widen(self, size: int) -> None:
+        """Add channels of zeros to heads of fewer than ``size``: they change no score."""
+        missing = max(0, size - self.channels.shape[1])
+        self.channels = np.pad(self.channels, ((0, 0), (0, missing)), constant_values=-1)
 
 
 @dataclass
@@ -63,6 +71,9 @@ def match(graph: Graph, softmax: Node) -> Match:
     key.index, key.coefficients = key.index.swapaxes(-1, -2), key.coefficients.swapaxes(-1, -2)
     turned, factor = _turned(graph, query, key)
     parts = (*turned[:2], _part(graph, value.root, value.index))
+    size = parts[2].channels.shape[1]
+    for part in parts[:2] if turned[2] is None else ():
+        part.widen(size)
     if value.factor != 1 or len({(p.channels.shape, p.windows) for p in parts}) > 1:
         raise Unsupported("queries, keys and values of different shapes")
     windows, heads = parts[0].windows, len(parts[0].channels)

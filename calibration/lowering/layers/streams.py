@@ -89,14 +89,14 @@ class _FunctionOf:
 class Work:
     """Finds the structures of a graph, then converts its operators one by one.
 
-    ``found``: layers made of several operators, by their output tensor. ``inside``: all operators of these.
-
-    ``functions``: those of them that are a function of one tensor.
+    ``found``: layers made of several operators, by their output tensor. ``parts``: these operators. ``inside``: all
+    operators of these. ``functions``: those of them that are a function of one tensor.
     """
 
     network: Network
     found: dict[str, Callable[[], list[Layer]]] = field(default_factory=dict)
     functions: dict[str, _FunctionOf] = field(default_factory=dict)
+    parts: dict[str, Sequence[Node]] = field(default_factory=dict)
     inside: set[Node] = field(default_factory=set)
 
     def find(self, node: Node) -> None:
@@ -109,7 +109,7 @@ class Work:
                 self.inside.add(node)
 
     def keep(self, out: str, nodes: Sequence[Node], make: Callable[[], list[Layer]]) -> None:
-        self.found[out] = make
+        self.found[out], self.parts[out] = make, nodes
         self.inside |= set(nodes)
 
     def convert(self, node: Node) -> None:
@@ -119,7 +119,8 @@ class Work:
         try:
             layers = self.found[out]() if out is not None else _alone(self.network, node)
         except Unsupported as reason:
-            self.network.unsupported.append((node, str(reason)))
+            hurt = dict.fromkeys([node, *(self.parts[out] if out is not None else ())])
+            self.network.unsupported += [(one, str(reason)) for one in hurt]
             return
         for layer in layers:
             self.network.layers.append(layer)
@@ -233,15 +234,19 @@ def _channels(graph: Graph, seen: View) -> I64:
 
 
 def _one_product(network: Network, parts: Sequence[tuple[str, I64]], name: str, out: str) -> Linear:
-    """One product for the channels of several that read one tensor; ``parts``: their roots and channels."""
+    """One product for the channels of several that read one tensor; ``parts``: their roots and channels.
+
+    -1 is a channel of zeros.
+    """
     owners = {root: network.made.get(root) for root, _ in parts}
     linears = [layer for layer in owners.values() if isinstance(layer, Linear) and layer.open]
     if len(linears) < len(owners) or len({layer.inputs[0] for layer in linears}) > 1:
         raise Unsupported("its parts are not products of one tensor")
     products = {root: _places(parts, root, len(layer.bias)) for root, layer in zip(owners, linears, strict=True)}
     by_root = dict(zip(owners, linears, strict=True))
-    weight = np.concatenate([by_root[root].weight[channels] for root, channels in parts])
-    bias = np.concatenate([by_root[root].bias[channels] for root, channels in parts])
+    real = np.concatenate([channels >= 0 for _, channels in parts])
+    weight = np.concatenate([by_root[root].weight[channels] for root, channels in parts]) * real[:, None]
+    bias = np.concatenate([by_root[root].bias[channels] for root, channels in parts]) * real
     for layer in linears:
         network.layers.remove(layer)
         del network.made[layer.out]
@@ -255,7 +260,7 @@ def _places(parts: Sequence[tuple[str, I64]], root: str, count: int) -> I64:
     start = 0
     for name, channels in parts:
         if name == root:
-            places[channels] = start + np.arange(len(channels))
+            places[channels[channels >= 0]] = start + np.flatnonzero(channels >= 0)
         start += len(channels)
     if places.min() < 0:
         raise Unsupported("a part of its product is read by nothing that a head knows")

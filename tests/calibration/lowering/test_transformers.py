@@ -134,6 +134,44 @@ def test_a_mask_that_does_something_else_is_unsupported(kind: str) -> None:
     assert "mask" in unsupported(net.model())
 
 
+def narrow_attention(net: Encoder, other: str = "") -> None:
+    """Queries and keys of 4 channels for each head, values of 8, as in LeViT; a residual behind them."""
+    x, parts = net.last, []
+    for source, size, perm in (
+        (other or x, 4, [0, 2, 1, 3]),
+        (x, 4, [0, 2, 3, 1]),
+        (x, 8, [0, 2, 1, 3]),
+    ):
+        shape = net.constant([1, TOKENS, HEADS, size], np.int64)
+        parts.append(
+            net.add("Transpose", net.add("Reshape", net.linear(source, HEADS * size, WIDTH), shape), perm=perm)
+        )
+    weights = net.add("Softmax", net.add("MatMul", parts[0], parts[1]), axis=-1)
+    mixed = net.add("Transpose", net.add("MatMul", weights, parts[2]), perm=[0, 2, 1, 3])
+    joined = net.add("Reshape", mixed, net.constant([1, TOKENS, WIDTH], np.int64))
+    net.add("Add", x, net.linear(joined, WIDTH, WIDTH))
+
+
+def test_keys_narrower_than_values_get_channels_of_zeros() -> None:
+    net = Encoder(seed=8)
+    narrow_attention(net)
+    segment = check(net.model())
+    joined = next(op for op in segment.header.ops if isinstance(op, seg.Linear))
+    assert segment.header.tensors[joined.out].shape == [TOKENS, 3 * WIDTH]
+    network = network_of(net.model())
+    (layer,) = (la for la in network.layers if isinstance(la, Linear) and len(la.products) == 3)
+    assert (~layer.weight.any(axis=1)).sum() == 2 * HEADS * 4
+
+
+def test_cuts_before_an_unsupported_attention_stay() -> None:
+    net = Encoder(seed=8)
+    narrow_attention(net)
+    cut = net.last
+    narrow_attention(net, other=net.norm(cut))
+    places = [place.cut.tensor for place in cuts.find(network_of(net.model())) if place.offered]
+    assert cut in places
+
+
 def test_a_mask_by_place_is_a_table() -> None:
     net = Encoder(seed=3)
     net.block(net.constant(np.triu(np.full((1, 1, TOKENS, TOKENS), -np.inf), 1)))
