@@ -18,14 +18,16 @@ from kernels.define import inline, kernel, macro
 from kernels.emit import address
 from kernels.operators import conv as conv_operator
 from kernels.operators import depthwise as depthwise_operator
-from kernels.operators import elementwise, transformer
+from kernels.operators import elementwise, float_rows, transformer
 from kernels.operators.arguments import Constants, OutputRange, Window
 from kernels.operators.float_gemm import Columns
 from kernels.team import Part
 
 
 class Kind(IntEnum):
-    """The operators. Those from `EMBED` on work on float32 tensors, the others and those from `NORMALIZE` on on codes."""
+    """The operators. Those from `EMBED` on work on float32 tensors, the others and those from `NORMALIZE` on on uint8
+    codes. `QUANTIZE` and `DEQUANTIZE` convert.
+    """
 
     CONV = 1
     DEPTHWISE = 2
@@ -45,8 +47,17 @@ class Kind(IntEnum):
     PATCHES = 16
     POSITION = 17
     MEAN = 18
-    NORMALIZE = 40
-    RESAMPLE = 41
+    FUNCTION = 40
+    GATE = 41
+    RMS_NORM = 42
+    SUM = 43
+    ROTARY = 44
+    WINDOW_ATTENTION = 45
+    GATHER = 46
+    QUANTIZE = 47
+    DEQUANTIZE = 48
+    NORMALIZE = 60
+    RESAMPLE = 61
 
 
 _INTEGERS: Final = (
@@ -92,6 +103,11 @@ _INTEGERS: Final = (
     "gelu",  # LINEAR: 1 if a GELU follows
     "ahead",  # POSITION: rows of the table before those of x
     "floats",  # offset in `Memory.multipliers`: bias of LINEAR, beta of NORM and NORMALIZE, positions of EMBED and POSITION
+    "function",  # FUNCTION, GATE: its place in `reference.FUNCTIONS`
+    "windows",  # WINDOW_ATTENTION
+    "tokens",  # ROTARY: positions of the table
+    "added_bias",  # WINDOW_ATTENTION: offsets in `Memory.multipliers`, -1 for none
+    "added_mask",
 )
 _REALS: Final = (
     "multiplier_x",  # ADD, MUL, AVG_POOL
@@ -155,7 +171,9 @@ def _transformer(memory, op, scratch, part):
     elif kind == Kind.NORM:
         _norm(memory, op, first, last)
     elif kind == Kind.ATTENTION:
-        a = transformer.Attention(op.x, op.y, op.height, channels, op.heads, op.factor, op.ids, op.pad_token)
+        a = transformer.Attention(
+            op.x, op.y, op.height, channels, op.heads, op.factor, op.ids, op.pad_token, np.int64(0), np.int64(0)
+        )
         first, last = team.share(op.heads, part)
         transformer.attention(arena, a, first, last, scratch)
     elif kind == Kind.EMBED:
@@ -164,8 +182,50 @@ def _transformer(memory, op, scratch, part):
         transformer.patches(arena, op.x, first, last, op.width, channels, op.kernel_h, op.y)
     elif kind == Kind.POSITION:
         transformer.position(arena, op.x, first, last, op.ahead, channels, memory.multipliers[op.floats :], op.y)
-    elif kind == Kind.MEAN and part.number == 0:
-        transformer.mean(arena, op.x, op.height, channels, op.y)
+    elif kind == Kind.MEAN:
+        if part.number == 0:
+            transformer.mean(arena, op.x, op.height, channels, op.y)
+    else:
+        _more(memory, op, scratch, part, first, last)
+
+
+@inline
+def _more(memory, op, scratch, part, first, last):
+    """The operators from `FUNCTION` on; a part is rows ``first`` to ``last``, or some heads."""
+    arena, channels, kind = memory.arena, op.channels, op.kind
+    base, factors = address(arena), address(memory.multipliers)
+    x, y = base + op.x + 4 * first * channels, base + op.y + 4 * first * channels
+    count = (last - first) * channels
+    if kind == Kind.FUNCTION:
+        float_rows.function_row(op.function, x, count, y)
+    elif kind == Kind.GATE:
+        transformer.gate(x + 4 * first * channels, last - first, channels, op.function, y)
+    elif kind == Kind.RMS_NORM:
+        transformer.rms_norm(x, last - first, channels, factors + 4 * op.multiplier, op.epsilon, y)
+    elif kind == Kind.SUM:
+        float_rows.sum_row(x, base + op.second + 4 * first * channels, count, y)
+    elif kind == Kind.ROTARY:
+        table, size = factors + 4 * op.floats, op.out_channels
+        transformer.rotary(arena, op.x, first, last, channels, op.heads, size, table, op.tokens, op.y)
+    elif kind == Kind.WINDOW_ATTENTION:
+        _window_attention(memory, op, scratch, part)
+    elif kind == Kind.GATHER:
+        transformer.gather(arena, op.x, first, last, 4 * channels, memory.biases[op.bias :], op.y)
+    elif kind == Kind.QUANTIZE:
+        inverse, zero = np.float32(1.0) / op.scale_y, np.float32(op.zero_y)
+        float_rows.codes_row(x, count, inverse, zero, base + op.y + first * channels)
+    elif kind == Kind.DEQUANTIZE:
+        float_rows.values_row(base + op.x + first * channels, count, op.scale_x, np.float32(op.zero_x), y)
+
+
+@macro
+def _window_attention(memory, op, scratch, part):
+    factors = address(memory.multipliers)
+    bias = factors + 4 * op.added_bias if op.added_bias >= 0 else np.int64(0)
+    mask = factors + 4 * op.added_mask if op.added_mask >= 0 else np.int64(0)
+    a = transformer.Attention(op.x, op.y, op.height, op.channels, op.heads, op.factor, op.ids, op.pad_token, bias, mask)
+    first, last = team.share(op.windows * op.heads, part)
+    transformer.attention(memory.arena, a, first, last, scratch)
 
 
 @macro

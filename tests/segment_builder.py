@@ -119,6 +119,37 @@ class Builder:
             seg.Attention, [tokens, width // 3], dtype="f32", x=x, heads=heads, factor=factor, ids=ids, pad=0
         )
 
+    def window_attention(
+        self, x: int, heads: int, windows: int = 1, ids: int = -1, bias: bool = True, mask: bool = True
+    ) -> int:
+        rows, width = self.tensors[x].shape
+        tokens = rows // windows
+        values = max(1, tokens * tokens // 3)
+        places = self.random.integers(0, values, (tokens, tokens)).astype(np.int32)
+        return self.append(
+            seg.WindowAttention, [rows, width // 3], dtype="f32", x=x, heads=heads, windows=windows, ids=ids, pad=0,
+            factor=float(np.float32(1 / math.sqrt(width / 3 / heads))),
+            bias=self.floats(heads, values) if bias else -1, values=values, places=self.constant(places) if bias else -1,
+            mask=self.floats(windows, tokens, tokens, scale=9) if mask else -1,
+        )  # fmt: skip
+
+    def rotary(self, x: int, heads: int, size: int, tokens: int) -> int:
+        return self.append(
+            seg.Rotary, self.tensors[x].shape, dtype="f32", x=x, heads=heads, size=size, tokens=tokens,
+            table=self.floats(tokens, 2, size),
+        )  # fmt: skip
+
+    def gather(self, x: int, count: int) -> int:
+        """Random rows, and rows of zeros."""
+        rows, channels = self.tensors[x].shape
+        places = self.constant(self.random.integers(-1, rows, count).astype(np.int32))
+        return self.append(seg.Gather, [count, channels], dtype="f32", x=x, rows=places)
+
+    def rms_norm(self, x: int) -> int:
+        shape = self.tensors[x].shape
+        gamma = self.floats(shape[-1])
+        return self.append(seg.RmsNorm, shape, dtype="f32", x=x, epsilon=float(np.float32(1e-5)), gamma=gamma)
+
     def finish(self, output: int | None = None, **changes: Any) -> seg.Segment:
         """The parsed segment; ``changes`` replace fields of the header. Its golden hash is not meant to hold."""
         fields: dict[str, Any] = {

@@ -238,17 +238,16 @@ class _Calibrator:
         return [MeasuredCut(*each) for each in zip(spots, histograms, found, weights, strict=True)]
 
     def _histograms(self, head: Head, taps: list[int], spots: Sequence[OfferedCut]) -> list[Histogram]:
-        graph, tensors = self.network.graph, [s.tensor for s in spots]
-        if self.network.source != "u8":
-            counted = activations.count_values(self.model, graph, tensors, self.samples, self._progress)
-            return [Histogram(*counted[tensor]) for tensor in tensors]
-        counts = accuracy.count_codes(head, taps, self.samples, self._progress)
-        known = [s.quantization for s in spots]
+        floats = [s.tensor for s in spots if s.quantization is None]
+        values = activations.count_values(self.model, self.network.graph, floats, self.samples, self._progress)
+        taken = [tap for tap, s in zip(taps, spots, strict=True) if s.quantization is not None]
+        counts = iter(accuracy.count_codes(head, taken, self.samples, self._progress) if taken else [])
         pictures = [picture_of(p.cut, self.samples.preprocess) for p in self.places if p.offered]
         return [
-            Histogram(q.values(), c, picture)
-            for q, c, picture in zip(known, counts, pictures, strict=True)
-            if q is not None
+            Histogram(*values[s.tensor])
+            if s.quantization is None
+            else Histogram(s.quantization.values(), next(counts), picture)
+            for s, picture in zip(spots, pictures, strict=True)
         ]
 
     def _families(self, head: Head, taps: list[int], spots: Sequence[OfferedCut]) -> list[list[Fitted]]:
@@ -364,7 +363,8 @@ def calibrate(
     if network.source != "u8":
         return Calibration({}, {})
     graph, reachable = network.graph, network.reachable()
-    tensors = [graph.input, *(la.out for la in network.layers if la.out in reachable and la.out in graph.shapes)]
+    held = [la.out for la in network.layers if la.out in reachable and la.out in graph.shapes]
+    tensors = [graph.input, *(tensor for tensor in held if network.dtype(tensor) == "u8")]
     found = activations.collect_statistics(model, graph, tensors, samples, progress)
     quantizations = {t: activations.quantization(*activations.best_range(s)) for t, s in found.items()}
     if graph.output in found:

@@ -11,6 +11,7 @@ import onnx
 from calibration.importing import checks, masks, outputs, plane_rewrites, rewrites, signature
 from calibration.importing.graph import Graph, inputs, with_batch
 from calibration.importing.reading import export, read
+from calibration.importing.rows import has_attention, streams_to_rows
 from calibration.importing.sessions import EVERY, OPTIMIZERS, disable, optimized, session, session_options
 from calibration.importing.verify import Reference
 from splitedge import errors, limits
@@ -30,6 +31,7 @@ _REWRITES: Final[dict[str, Callable[[onnx.ModelProto], None]]] = {
     "transposed convolutions": plane_rewrites.transposed_convolutions,
     "forms": plane_rewrites.elementwise_forms,
     "channels last": plane_rewrites.channels_last_parts,
+    "rows": streams_to_rows,
 }
 #: All steps that can be disabled if they change the answers.
 _STEPS: Final = (*OPTIMIZERS, *_REWRITES, "batch")
@@ -87,8 +89,9 @@ def simplify(model: onnx.ModelProto, without: Collection[str] = ()) -> onnx.Mode
         off, simple = {EVERY}, _copy(model)
     else:
         # This fusion turns a MatMul of rows with a bias into a Gemm between two reshapes, which move rows to the batch
-        # axis.
-        simple = optimized(model, {*off, "MatMulAddFusion"})
+        # axis. Transposes that move into norms and between tokens hide what a head recognizes.
+        skipped = {"MatMulAddFusion", *(["TransposeOptimizer"] if has_attention(model.graph) else [])}
+        simple = optimized(model, {*off, *skipped})
     if any(node.domain for node in simple.graph.node):
         simple = _copy(model)
     standard = [o for o in simple.opset_import if o.domain in {node.domain for node in simple.graph.node} | {""}]

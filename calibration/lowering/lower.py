@@ -271,7 +271,8 @@ class _Lowering:
 
     def stream(self, name: str, shape: list[int]) -> int:
         """Add the tensor ``name`` of a transformer's stream."""
-        self.tensors.append(seg.Tensor(list(shape), 1.0, 0, 0, self.network.dtype(name)))
+        kind = self.network.source if name == self.network.graph.input else "f32"
+        self.tensors.append(seg.Tensor(list(shape), 1.0, 0, 0, kind))
         self.index[name] = len(self.tensors) - 1
         return self.index[name]
 
@@ -428,7 +429,7 @@ def _view(work: _Lowering, layer: layers.View) -> None:
 
 def _reshape(work: _Lowering, layer: layers.Reshape) -> None:
     x = work.index[layer.inputs[0]]
-    if work.network.source != "u8":
+    if work.tensors[x].dtype != "u8":
         work.ops.append(seg.Reshape(short(layer.name), work.stream(layer.out, layer.shape), x))
         return
     work.ops.append(seg.Reshape(short(layer.name), work.out(layer, layer.shape, like=x), x))
@@ -524,6 +525,66 @@ def _mean(work: _Lowering, layer: layers.Mean) -> None:
     work.ops.append(seg.Mean(short(layer.name), y, work.index[layer.inputs[0]], layer.first, layer.count))
 
 
+def _function(work: _Lowering, layer: layers.Function) -> None:
+    x = work.index[layer.inputs[0]]
+    work.ops.append(seg.Function(short(layer.name), work.stream(layer.out, work.tensors[x].shape), x, layer.kind))
+
+
+def _gate(work: _Lowering, layer: layers.Gate) -> None:
+    x = work.index[layer.inputs[0]]
+    *rows, channels = work.tensors[x].shape
+    work.ops.append(seg.Gate(short(layer.name), work.stream(layer.out, [*rows, channels // 2]), x, layer.kind))
+
+
+def _rms_norm(work: _Lowering, layer: layers.RmsNorm) -> None:
+    x = work.index[layer.inputs[0]]
+    y = work.stream(layer.out, work.tensors[x].shape)
+    work.ops.append(seg.RmsNorm(short(layer.name), y, x, work.floats(layer.gamma), layer.epsilon))
+
+
+def _sum(work: _Lowering, layer: layers.Sum) -> None:
+    a, b = (work.index[t] for t in layer.inputs)
+    work.ops.append(seg.Sum(short(layer.name), work.stream(layer.out, work.tensors[a].shape), a, b))
+
+
+def _rotary(work: _Lowering, layer: layers.Rotary) -> None:
+    x = work.index[layer.inputs[0]]
+    y = work.stream(layer.out, work.tensors[x].shape)
+    tokens, _, size = layer.table.shape
+    work.ops.append(seg.Rotary(short(layer.name), y, x, layer.heads, size, tokens, work.floats(layer.table)))
+
+
+def _window_attention(work: _Lowering, layer: layers.WindowAttention) -> None:
+    x, *ids = (work.index[t] for t in layer.inputs)
+    rows, width = work.tensors[x].shape
+    y = work.stream(layer.out, [rows, width // 3])
+    bias, values, places = -1, 0, -1
+    if layer.bias is not None:  # each value once: relative positions repeat
+        found, where = np.unique(layer.bias.reshape(layer.heads, -1), axis=1, return_inverse=True)
+        bias, values = work.floats(found), found.shape[1]
+        places = work.constants.put(4 * where.size, lambda: where.astype(np.int32))
+    mask = -1 if layer.mask is None else work.floats(layer.mask)
+    given = layer.heads, layer.factor, layer.windows, ids[0] if ids else -1, layer.pad
+    work.ops.append(seg.WindowAttention(short(layer.name), y, x, *given, bias, values, places, mask))
+
+
+def _gather(work: _Lowering, layer: layers.Gather) -> None:
+    x = work.index[layer.inputs[0]]
+    y = work.stream(layer.out, [len(layer.rows), work.tensors[x].shape[-1]])
+    rows = work.constants.put(4 * len(layer.rows), lambda: layer.rows.astype(np.int32))
+    work.ops.append(seg.Gather(short(layer.name), y, x, rows))
+
+
+def _quantize(work: _Lowering, layer: layers.Quantize) -> None:
+    x = work.index[layer.inputs[0]]
+    work.ops.append(seg.Quantize(short(layer.name), work.out(layer, layer.shape), x))
+
+
+def _dequantize(work: _Lowering, layer: layers.Dequantize) -> None:
+    x = work.index[layer.inputs[0]]
+    work.ops.append(seg.Dequantize(short(layer.name), work.stream(layer.out, layer.shape), x))
+
+
 _LOWER: dict[type, Callable[..., None]] = {
     layers.Conv: _conv,
     layers.Binary: _binary,
@@ -544,6 +605,15 @@ _LOWER: dict[type, Callable[..., None]] = {
     layers.Mean: _mean,
     layers.Normalize: _normalize,
     layers.Resample: _resample,
+    layers.Function: _function,
+    layers.Gate: _gate,
+    layers.RmsNorm: _rms_norm,
+    layers.Sum: _sum,
+    layers.Rotary: _rotary,
+    layers.WindowAttention: _window_attention,
+    layers.Gather: _gather,
+    layers.Quantize: _quantize,
+    layers.Dequantize: _dequantize,
 }
 
 

@@ -283,6 +283,48 @@ def rows(twin: bool) -> Iterator[Array]:
         yield from tensors(builder, twin)
 
 
+def functions(twin: bool) -> Iterator[Array]:
+    """Each function of rows of every width, alone and as a gate; sums; codes and back."""
+    for channels in SIZES:
+        builder = build([3, 2 * channels], "f32", scale=1.0)
+        x = builder.input
+        for kind in ref.FUNCTIONS:
+            same = builder.append(seg.Function, [3, 2 * channels], dtype="f32", x=x, **{"kind": kind})
+            builder.append(seg.Gate, [3, channels], dtype="f32", x=same, **{"kind": kind})
+            builder.append(seg.Sum, [3, 2 * channels], dtype="f32", a=x, b=same)
+        builder.rms_norm(builder.rms_norm(x))
+        scale = float(np.float32(0.037))
+        codes = builder.append(seg.Quantize, [6, channels], zero_point=77, scale=scale, x=x)
+        builder.append(seg.Dequantize, [3, 2 * channels], dtype="f32", x=codes)
+        for factor in (1, 0, 30, 1e-38, 1e37):
+            yield from tensors(builder, twin, factor)
+
+
+def windows(twin: bool) -> Iterator[Array]:
+    """Attention within windows of every number of tokens, with a bias, a mask, both, or neither; and of some tokens."""
+    for tokens in SIZES[:9]:
+        for heads, size, count in ((1, 1, 3), (2, 3, 2), (3, 8, 1), (2, 15, 4), (1, 33, 1)):
+            builder = build([tokens * count, 3 * heads * size], "f32")
+            for bias, mask in itertools.product((False, True), repeat=2):
+                builder.window_attention(builder.input, heads, count, bias=bias, mask=mask)
+            yield from tensors(builder, twin)
+        builder = build([tokens], "i32")
+        stream = builder.embed(builder.input, 3 * 16)
+        builder.window_attention(stream, 2, ids=builder.input)
+        builder.window_attention(stream, 2, ids=builder.input, mask=False)
+        yield from tensors(builder, twin)
+
+
+def turns(twin: bool) -> Iterator[Array]:
+    """Rotary positions of every size, in rows of one table and of several; rows gathered."""
+    for i, half in enumerate(SIZES[:9]):
+        for heads, count in ((1, 1), (2, 3)):
+            builder = build([5 * count, 2 * heads * half + i], "f32")
+            turned = builder.rotary(builder.input, heads, 2 * half, 5)
+            builder.gather(turned, 17)
+            yield from tensors(builder, twin)
+
+
 def at_the_cut(twin: bool) -> Iterator[Array]:
     """The codec, a range for the tensor or for each channel: payloads of values and of 8-bit codes, values and codes out of them again."""
     block, answer = codec.BLOCK, _codec_twin if twin else _codec
@@ -428,6 +470,7 @@ def _framed(values: Array) -> Array:
 GROUPS: dict[str, Callable[[bool], Iterator[Array]]] = {
     "gemm": gemm, "conv": conv, "depthwise": depthwise, "elementwise": elementwise, "pools": pools, "moves": moves, "softmax": softmax,
     "linear": linear, "norm": norm, "attention": attention, "embed": embed, "rows": rows, "normalize": normalize, "resample": resample, "codec": at_the_cut, "stages": stages, "entropy": entropy_coded,
+    "functions": functions, "windows": windows, "turns": turns,
 }  # fmt: skip
 #: Those that need the integer half of the interpreter; the others need its transformers' half, or none.
 INTEGERS = ("gemm", "conv", "depthwise", "elementwise", "pools", "moves", "softmax", "normalize", "resample")

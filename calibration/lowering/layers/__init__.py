@@ -3,9 +3,11 @@
 network.py      the layers and their network
 planes.py       convolutional networks: uint8 codes between the layers
 streams.py      transformers: a float32 stream between the layers
+mixed.py        networks with both
 attention.py    matches an attention among a graph's operators
 elementwise.py  matches functions such as GELU made of several operators
 norms.py        matches layer norms made of several operators
+terms.py        sums of views times constants, such as rotary positions
 views.py        operators that only move elements
 moves.py        the strided copies of such operators
 """
@@ -13,7 +15,7 @@ moves.py        the strided copies of such operators
 from __future__ import annotations
 
 from calibration.importing.graph import Graph
-from calibration.lowering.layers import planes, streams
+from calibration.lowering.layers import mixed, planes, streams
 from calibration.lowering.layers.network import (
     F32,
     F64,
@@ -23,7 +25,11 @@ from calibration.lowering.layers.network import (
     Clamp,
     Concat,
     Conv,
+    Dequantize,
     Embed,
+    Function,
+    Gate,
+    Gather,
     Layer,
     Linear,
     Mean,
@@ -34,14 +40,19 @@ from calibration.lowering.layers.network import (
     Patches,
     Pool,
     Position,
+    Quantize,
     Resample,
     Reshape,
+    RmsNorm,
+    Rotary,
     Softmax,
+    Sum,
     Transpose,
     Unary,
     Unsupported,
     View,
     Weighted,
+    WindowAttention,
 )
 
 __all__ = [
@@ -53,7 +64,11 @@ __all__ = [
     "Clamp",
     "Concat",
     "Conv",
+    "Dequantize",
     "Embed",
+    "Function",
+    "Gate",
+    "Gather",
     "Layer",
     "Linear",
     "Mean",
@@ -64,14 +79,19 @@ __all__ = [
     "Patches",
     "Pool",
     "Position",
+    "Quantize",
     "Resample",
     "Reshape",
+    "RmsNorm",
+    "Rotary",
     "Softmax",
+    "Sum",
     "Transpose",
     "Unary",
     "Unsupported",
     "View",
     "Weighted",
+    "WindowAttention",
     "build",
 ]
 
@@ -80,6 +100,8 @@ def build(graph: Graph) -> Network:
     """The layers of ``graph``. `Network.unsupported` lists the other operators."""
     if streams.is_transformer(graph):
         return streams.build(graph)
+    if mixed.is_mixed(graph):
+        return mixed.build(graph)
     network = Network(graph, [], [], {})
     for node in graph.nodes:
         try:

@@ -35,7 +35,7 @@ def moved(network: Network, node: Node) -> list[Layer]:
     for out in node.outputs:
         if out in network.made:  # part of a layer already, such as a norm
             continue
-        if out not in graph.shapes or views.move(graph, node, out) is None:
+        if out not in graph.shapes or views.move_of(graph, node, out) is None:
             raise Unsupported("a tensor of unknown shape, or indices that are not constant")
         if out == graph.output and not graph.storable(out):
             raise Unsupported("an answer that is not of 2 to 4 axes with a batch of 1")
@@ -103,12 +103,12 @@ def _roots(network: Network, out: str) -> Iterator[tuple[str, I64]]:
     moves: list[views.Move] = []
     while at in graph.producer:
         node = graph.producer[at]
-        move = views.move(graph, node, at)
+        move = views.move_of(graph, node, at)
         if move is None:
             return
         moves.append(move)
         at = node.inputs[0]
-        held = at in network.made or at not in graph.producer or views.move(graph, graph.producer[at], at) is None
+        held = at in network.made or at not in graph.producer or views.move_of(graph, graph.producer[at], at) is None
         if graph.storable(at) and held:
             index = stored_indices(graph.shapes[at])
             for each in reversed(moves):

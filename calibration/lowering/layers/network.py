@@ -219,7 +219,82 @@ class Mean(Layer):
     count: int
 
 
+FunctionKind = Literal["relu", "gelu", "silu", "quick_gelu", "sigmoid", "tanh", "hard_swish"]
+
+
+@dataclass(eq=False)
+class Function(Layer):
+    """A function of each element (`kernels.reference.function`)."""
+
+    kind: FunctionKind
+
+
+@dataclass(eq=False)
+class Gate(Layer):
+    """A function of the first half of the channels, times the second half."""
+
+    kind: FunctionKind
+
+
+@dataclass(eq=False)
+class RmsNorm(Layer):
+    """Norm over the channels without a mean; ``gamma`` is [C]."""
+
+    gamma: F32
+    epsilon: float
+
+
+@dataclass(eq=False)
+class Sum(Layer):
+    """Sum of two tensors of one shape."""
+
+
+@dataclass(eq=False)
+class Rotary(Layer):
+    """Turns the first ``heads`` groups of channels by ``table`` [T, 2, D] (`kernels.reference.rotary`)."""
+
+    heads: int
+    table: F32
+
+
+@dataclass(eq=False)
+class WindowAttention(Attention):
+    """`Attention` within ``windows`` groups of consecutive rows.
+
+    ``bias`` [heads, T, T] and ``mask`` [windows, T, T] are added to the scores.
+    """
+
+    windows: int = 1
+    bias: F32 | None = None
+    mask: F32 | None = None
+
+
+@dataclass(eq=False)
+class Gather(Layer):
+    """The rows of the input by their numbers ``rows``; -1 is a row of zeros."""
+
+    rows: I64
+
+
+@dataclass(eq=False)
+class Quantize(Layer):
+    """Codes of values, as ``shape``."""
+
+    shape: list[int]
+
+
+@dataclass(eq=False)
+class Dequantize(Layer):
+    """Values of codes, as ``shape`` [N, C]."""
+
+    shape: list[int]
+
+
 DType = Literal["u8", "f32", "i32"]
+_OF_VALUES = (
+    *(Embed, Linear, Norm, Attention, Patches, Position, Mean),
+    *(Function, Gate, RmsNorm, Sum, Rotary, Gather, Dequantize),
+)
 
 
 @dataclass
@@ -240,7 +315,12 @@ class Network:
 
         Only its input holds token ids.
         """
-        return self.source if tensor == self.graph.input or self.source == "u8" else "f32"
+        if tensor == self.graph.input:
+            return self.source
+        layer = self.made.get(tensor)
+        while isinstance(layer, Reshape):
+            layer = self.made.get(layer.inputs[0])
+        return "f32" if self.source != "u8" or isinstance(layer, _OF_VALUES) else "u8"
 
     @property
     def padding(self) -> int | None:

@@ -319,6 +319,94 @@ def test_hostile_encoders_are_refused(hurt: Callable[[seg.Segment], None], reaso
         verify(segment)
 
 
+def windows() -> Builder:
+    """Operators for windows and gates; turned is 1, the attention 2, gathered 3, the gate 4, its codes 8, values 9."""
+    b = Builder([8, 36], seed=4, dtype="f32")
+    x = b.window_attention(b.rotary(b.input, 6, 4, 4), 3, 2)
+    x = b.gather(x, 10)
+    x = b.append(seg.Gate, [10, 6], dtype="f32", x=x, **{"kind": "silu"})
+    y = b.append(seg.Function, [10, 6], dtype="f32", x=b.rms_norm(x), **{"kind": "relu"})
+    x = b.append(seg.Sum, [10, 6], dtype="f32", a=x, b=y)
+    x = b.append(seg.Quantize, [60], 5, 0.5, x=x)
+    b.append(seg.Dequantize, [5, 12], dtype="f32", x=x)
+    return b
+
+
+def place(value: int) -> Callable[[seg.Segment], None]:
+    """Let the bias of the attention have this place."""
+
+    def hurt(segment: seg.Segment) -> None:
+        at = segment.header.ops[1].places  # type: ignore[union-attr]
+        segment.blob = segment.blob.copy()
+        segment.blob[at : at + 4] = np.frombuffer(np.int32(value).tobytes(), np.uint8)
+
+    return hurt
+
+
+def row(value: int) -> Callable[[seg.Segment], None]:
+    """Let the gather read this row."""
+
+    def hurt(segment: seg.Segment) -> None:
+        place = segment.header.ops[2].rows  # type: ignore[union-attr]
+        segment.blob = segment.blob.copy()
+        segment.blob[place : place + 4] = np.frombuffer(np.int32(value).tobytes(), np.uint8)
+
+    return hurt
+
+
+HOSTILE_WINDOWS: list[tuple[str, Callable[[seg.Segment], None], str]] = [
+    ("turns of no columns", op(0, size=0), "heads"),
+    ("turns of odd groups", op(0, size=3), "heads"),
+    ("turns of columns behind the last", op(0, heads=10), "heads"),
+    ("turns of no heads", op(0, heads=0), "heads"),
+    ("no positions", op(0, tokens=0), "shapes-differ"),
+    ("positions that do not divide the rows", op(0, tokens=3), "shapes-differ"),
+    ("positions beyond the constants", op(0, table=1 << 20), "outside-constants"),
+    ("a factor of a position that is no number", constant(0, "table", math.nan), "constant"),
+    ("no windows", op(1, windows=0), "windows"),
+    ("negative windows", op(1, windows=-2), "windows"),
+    ("windows that do not divide the rows", op(1, windows=3), "windows"),
+    ("padding in windows", op(1, ids=0), "types"),
+    ("no heads in windows", op(1, heads=0), "heads"),
+    ("a bias beyond the constants", op(1, bias=1 << 20), "outside-constants"),
+    ("places beyond the constants", op(1, places=1 << 20), "outside-constants"),
+    ("a place behind the last value", place(5), "bias"),
+    ("a place before the first value", place(-1), "bias"),
+    ("a bias without values", op(1, values=0), "bias"),
+    ("a bias of too many values", op(1, values=17), "bias"),
+    ("a mask beyond the constants", op(1, mask=-64), "outside-constants"),
+    ("a bias that is no number", constant(1, "bias", math.inf), "constant"),
+    ("a mask that is no number", constant(1, "mask", -math.inf), "constant"),
+    ("a negative factor", op(1, factor=-1.0), "factor"),
+    ("windows without keys", tensor(2, shape=[8, 9]), "shapes-differ"),
+    ("a row behind the last", row(8), "outside-tensor"),
+    ("a row before the first", row(-2), "outside-tensor"),
+    ("rows beyond the constants", op(2, rows=1 << 20), "outside-constants"),
+    ("rows of another width", tensor(3, shape=[12, 10]), "shapes-differ"),
+    ("a gate of another width", tensor(4, shape=[6, 10]), "shapes-differ"),
+    ("a norm of another shape", tensor(5, shape=[6, 10]), "shapes-differ"),
+    ("a norm without an epsilon", op(4, epsilon=0.0), "epsilon"),
+    ("a gamma that is no number", constant(4, "gamma", math.nan), "constant"),
+    ("a function of another shape", tensor(6, shape=[6, 10]), "shapes-differ"),
+    ("a sum of another shape", op(6, a=3), "shapes-differ"),
+    ("codes of fewer values", tensor(8, shape=[59]), "shapes-differ"),
+    ("values of fewer codes", tensor(9, shape=[59]), "shapes-differ"),
+    ("a sum into codes", tensor(7, dtype="u8"), "types"),
+    ("codes with an endless scale", tensor(8, scale=math.inf), "scale"),
+]
+
+
+@pytest.mark.parametrize(
+    ("hurt", "reason"), [case[1:] for case in HOSTILE_WINDOWS], ids=[case[0] for case in HOSTILE_WINDOWS]
+)
+def test_hostile_windows_are_refused(hurt: Callable[[seg.Segment], None], reason: str) -> None:
+    segment = windows().finish()
+    verify(segment)
+    hurt(segment)
+    with raises(SegmentError, reason=reason):
+        verify(segment)
+
+
 def test_sums_of_transformers_that_could_overflow_are_refused() -> None:
     wide = Builder([1, 70_000], dtype="f32")
     wide.linear(wide.input, 1)
@@ -440,7 +528,7 @@ def test_a_family_of_reshapes_may_share_its_bytes() -> None:
 _GOOD = network().finish()
 
 
-@pytest.mark.parametrize("good", [_GOOD, encoder().finish()], ids=["network", "encoder"])
+@pytest.mark.parametrize("good", [_GOOD, encoder().finish(), windows().finish()], ids=["network", "encoder", "windows"])
 @drawn(300)
 @given(data=st.data())
 def test_any_change_of_the_header_is_refused_or_harmless(good: seg.Segment, data: st.DataObject) -> None:
