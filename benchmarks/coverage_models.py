@@ -64,8 +64,9 @@ def randomize(module: nn.Module) -> None:
     }
     for parameter in module.parameters():
         norm = norms.get(id(parameter))
-        if norm == "weight":
-            parameter.data.uniform_(0.5, 1.5, generator=generator)
+        if norm == "weight":  # training starts those at the ends of residual branches at zero
+            low, high = (0.5, 1.5) if parameter.any() else (0.1, 0.4)
+            parameter.data.uniform_(low, high, generator=generator)
         elif norm == "bias":
             parameter.data.normal_(0.0, 0.2, generator=generator)
         elif parameter.numel() > 1 and bool((parameter == parameter.reshape(-1)[0]).all()):

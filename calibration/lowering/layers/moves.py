@@ -86,7 +86,10 @@ def _stored(index: I64) -> I64:
 
 def _layers(network: Network, node: Node, out: str) -> list[Layer]:
     graph = network.graph
-    for root, index in reversed(list(_roots(network, out))):
+    roots = list(_roots(network, out))
+    if not roots:
+        raise Unsupported("a tensor of unknown shape, or not of 2 to 4 axes with a batch of 1")
+    for root, index in reversed(roots):
         try:
             return _made(node.name, out, root, _stored(index), graph.stored_shape(root), graph.stored_shape(out))
         except Unsupported:
