@@ -382,9 +382,10 @@ class Header(msgspec.Struct):
 
 
 def only_moves(header: Header) -> bool:
-    """Whether the head only moves bytes, looks tokens up or adds constants, so its output reveals the input."""
+    """Whether the head only moves or resizes, looks tokens up or adds constants, so its output reveals the input."""
     return all(
-        isinstance(op, Reshape | Transpose | View | Pad | Concat | Embed | Patches | Position) for op in header.ops
+        isinstance(op, Reshape | Transpose | View | Pad | Concat | Resample | Embed | Patches | Position)
+        for op in header.ops
     )
 
 
