@@ -1,6 +1,6 @@
 """Export the networks of `benchmarks.coverage` to ONNX, with random weights.
 
-    python benchmarks/coverage_models.py [DIR] [--only NAME ...]      (needs torch, torchvision, timm, onnxscript)
+    python benchmarks/coverage_models.py [DIR] [--only NAME ...] [--dynamo]      (needs torch, torchvision, timm, onnxscript)
 
 Each file holds one network in inference mode. Weights are random. Every norm gets random factors and offsets, batch
 norms get the statistics of a few random pictures, and layers that training starts at zero get small values, so that
@@ -31,19 +31,20 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", type=Path, nargs="?", default=FOLDER)
     options.add_argument("--only", nargs="+", metavar="NAME", help="export only these networks")
+    options.add_argument("--dynamo", action="store_true", help="use torch's newer exporter, whose files differ")
     given = options.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     for name, (make, shape) in NETWORKS.items():
         if given.only and name not in given.only:
             continue
         try:
-            export(make, shape, given.folder / f"{name}.onnx")
+            export(make, shape, given.folder / f"{name}.onnx", dynamo=given.dynamo)
             print(f"{name}: exported", flush=True)
         except Exception as error:  # torch's exporter raises many types; the other networks still matter
             print(f"{name}: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
 
 
-def export(make: Callable[[], nn.Module], shape: tuple[int, ...], path: Path) -> None:
+def export(make: Callable[[], nn.Module], shape: tuple[int, ...], path: Path, *, dynamo: bool) -> None:
     """Write the network of ``make`` with random weights to ``path``; ``shape``: of its input."""
     torch.manual_seed(0)
     module = make()
@@ -51,9 +52,9 @@ def export(make: Callable[[], nn.Module], shape: tuple[int, ...], path: Path) ->
     settle(module, pictures(PICTURES, shape[1:]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module, (pictures(1, shape[1:]),), str(path), opset_version=OPSET, dynamo=False, do_constant_folding=True
-        )
+        x = pictures(1, shape[1:])
+        more = {"external_data": False} if dynamo else {}
+        torch.onnx.export(module, (x,), str(path), opset_version=OPSET, dynamo=dynamo, **more)
 
 
 def randomize(module: nn.Module) -> None:
@@ -64,8 +65,9 @@ def randomize(module: nn.Module) -> None:
     }
     for parameter in module.parameters():
         norm = norms.get(id(parameter))
-        if norm == "weight":
-            parameter.data.uniform_(0.5, 1.5, generator=generator)
+        if norm == "weight":  # training starts those at the ends of residual branches at zero
+            low, high = (0.5, 1.5) if parameter.any() else (0.1, 0.4)
+            parameter.data.uniform_(low, high, generator=generator)
         elif norm == "bias":
             parameter.data.normal_(0.0, 0.2, generator=generator)
         elif parameter.numel() > 1 and bool((parameter == parameter.reshape(-1)[0]).all()):

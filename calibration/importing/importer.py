@@ -25,7 +25,6 @@ BATCH: Final = "batch"
 _REWRITES: Final[dict[str, Callable[[onnx.ModelProto], None]]] = {
     "batch norms": rewrites.batch_norms_to_affine,
     "averages": rewrites.averages_into_weights,
-    "shuffles": rewrites.shuffles_to_gathers,
     "masks": masks.unify,
     "lines": plane_rewrites.lines_to_planes,
     "transposed convolutions": plane_rewrites.transposed_convolutions,

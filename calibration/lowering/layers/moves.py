@@ -20,6 +20,7 @@ from calibration.lowering.layers.network import I64, Layer, Network, Reshape, Tr
 
 #: Most loops of a strided copy.
 MOST: Final = 4
+_SHORT: Final = 4096  # elements
 #: Most loops that two copies are sought for.
 _MOST_OF_TWO: Final = 7
 
@@ -86,7 +87,10 @@ def _stored(index: I64) -> I64:
 
 def _layers(network: Network, node: Node, out: str) -> list[Layer]:
     graph = network.graph
-    for root, index in reversed(list(_roots(network, out))):
+    roots = list(_roots(network, out))
+    if not roots:
+        raise Unsupported("a tensor of unknown shape, or not of 2 to 4 axes with a batch of 1")
+    for root, index in reversed(roots):
         try:
             return _made(node.name, out, root, _stored(index), graph.stored_shape(root), graph.stored_shape(out))
         except Unsupported:
@@ -120,9 +124,14 @@ def _roots(network: Network, out: str) -> Iterator[tuple[str, I64]]:
 
 def _made(name: str, out: str, root: str, index: I64, before: list[int], after: list[int]) -> list[Layer]:
     """The layers that take the elements ``index`` of ``root`` (stored shape ``before``) as ``after``."""
-    for perm in itertools.permutations(range(len(before))):
+    found = loops(index)
+    if found is None:
+        raise Unsupported("it moves elements at uneven distances, or backwards")
+    start, sizes, steps = found
+    for perm in itertools.permutations(range(len(before))) if index.size == math.prod(before) else ():
         shape = [before[axis] for axis in perm]
-        if index.size != math.prod(before) or not _equal_to_transposed(index, before, perm):
+        strides = [math.prod(before[axis + 1 :]) for axis in perm]
+        if (start, sizes, steps) != (0, *_joined(shape, strides)):
             continue
         if perm == tuple(range(len(before))):
             return [Reshape(name, out, [root], after)]
@@ -130,10 +139,6 @@ def _made(name: str, out: str, root: str, index: I64, before: list[int], after: 
             return [Transpose(name, out, [root], list(perm))]
         turned = f"{out}@turned"
         return [Transpose(name, turned, [root], list(perm)), Reshape(name, out, [turned], after)]
-    found = loops(index)
-    if found is None:
-        raise Unsupported("it moves elements at uneven distances, or backwards")
-    start, sizes, steps = found
     if len(sizes) <= MOST:
         return [View(name, out, [root], start, sizes, steps, after)]
     first, second = _two(sizes, steps)
@@ -151,11 +156,6 @@ def _one(name: str, out: str, root: str, index: I64, before: list[int], after: l
     return layers[0]
 
 
-def _equal_to_transposed(index: I64, shape: list[int], perm: tuple[int, ...]) -> bool:
-    whole = np.arange(math.prod(shape)).reshape(shape).transpose(perm)
-    return bool((index == whole.reshape(-1)).all())
-
-
 def loops(index: I64) -> tuple[int, list[int], list[int]] | None:
     """Start, sizes and steps of the fewest nested loops that yield ``index``; None if there are none with steps >= 0."""
     start, rows = int(index[0]), index
@@ -163,7 +163,8 @@ def loops(index: I64) -> tuple[int, list[int], list[int]] | None:
     steps: list[int] = []
     while len(rows) > 1:
         step = int(rows[1] - rows[0])
-        ends = np.flatnonzero(np.diff(rows) != step)
+        ends = np.flatnonzero(np.diff(rows[:_SHORT]) != step)  # most innermost loops are short
+        ends = ends if len(ends) else np.flatnonzero(np.diff(rows) != step)
         size = int(ends[0]) + 1 if len(ends) else len(rows)
         if step < 0 or len(rows) % size:
             return None
@@ -189,11 +190,14 @@ def _two(sizes: list[int], steps: list[int]) -> tuple[tuple[list[int], list[int]
 
 
 def _joined(sizes: Sequence[int], steps: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The loops, neighbours joined where they are one."""
+    """The loops of more than one turn, neighbours joined where they are one."""
     found: list[tuple[int, int]] = []
     for size, step in zip(sizes, steps, strict=True):
+        if size == 1:
+            continue
         if found and found[-1][1] == size * step:
             found[-1] = (found[-1][0] * size, step)
         else:
             found.append((size, step))
+    found = found or [(1, 0)]
     return [size for size, _ in found], [step for _, step in found]

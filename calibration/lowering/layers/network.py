@@ -367,8 +367,17 @@ class Network:
 
     def alive(self) -> list[Layer]:
         """The layers that the output or an unsupported operator depends on."""
-        roots = {t for node, _ in self.unsupported for t in node.inputs}
-        return self._backwards(roots | {self.graph.output})
+        stopping = {node for node, _ in self.unsupported}
+        roots: set[str] = {self.graph.output}
+        left = [t for node in stopping for t in node.inputs]
+        while left:  # operators that only move elements may have no layer of their own
+            tensor = left.pop()
+            maker = None if tensor in self.made else self.graph.producer.get(tensor)
+            if maker is None:
+                roots.add(tensor)
+            elif maker not in stopping:
+                left += maker.inputs
+        return self._backwards(roots)
 
     def _backwards(self, wanted: set[str], start: str | None = None) -> list[Layer]:
         found = []
