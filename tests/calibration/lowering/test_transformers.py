@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -407,12 +406,13 @@ ENCODERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("form", ["14", "17", "new"])
-@pytest.mark.parametrize("network", ENCODERS)
-def test_encoders_of_other_families_answer_as_the_float_model(network: str, form: str) -> None:
-    name = f"{network}-{form}"
-    if not Path(models.path(name)).exists():
-        pytest.skip("the exporter cannot write it")
+#: What the stored models lack: torch's newer exporter fails on a mask of windows, and ReLU is stored in two forms.
+ABSENT = {"stack-relu-post-new", "stack-relu-pre-new", "swin-timm-new"}
+FORMS = [(network, f"{network}-{form}") for network in ENCODERS for form in ("14", "17", "new")]
+
+
+@pytest.mark.parametrize(("network", "name"), [each for each in FORMS if each[1] not in ABSENT])
+def test_encoders_of_other_families_answer_as_the_float_model(network: str, name: str) -> None:
     kinds = [type(op).__name__ for op in check(small.stored(name)).header.ops]
     block = ENCODERS[network]
     assert any(kinds[i : i + len(block)] == block for i in range(len(kinds)))
