@@ -56,6 +56,7 @@ class Kind(IntEnum):
     GATHER = 46
     QUANTIZE = 47
     DEQUANTIZE = 48
+    VIEW = 49
     NORMALIZE = 60
     RESAMPLE = 61
 
@@ -214,6 +215,8 @@ def _more(memory, op, scratch, part, first, last):
     elif kind == Kind.QUANTIZE:
         inverse, zero = np.float32(1.0) / op.scale_y, np.float32(op.zero_y)
         float_rows.codes_row(x, count, inverse, zero, base + op.y + first * channels)
+    elif kind == Kind.VIEW:
+        transformer.strided(arena, op.x, first, last, op.sizes, op.steps, op.y)
     elif kind == Kind.DEQUANTIZE:
         float_rows.values_row(base + op.x + first * channels, count, op.scale_x, np.float32(op.zero_x), y)
 

@@ -430,6 +430,12 @@ def window_attention(
     return np.concatenate(found)
 
 
+def view(x: F32, start: int, sizes: list[int], steps: list[int]) -> F32:
+    """The elements of x at ``start`` + i . ``steps`` for each index i below ``sizes``, in order."""
+    flat = x.reshape(-1)
+    return np.array([flat[start + sum(i * s for i, s in zip(at, steps, strict=True))] for at in np.ndindex(*sizes)])
+
+
 def gather(x: F32, rows: I32) -> F32:
     """Rows of x [N, C] by their numbers; -1: a row of zeros."""
     return np.concatenate([x, np.zeros_like(x[:1])])[rows]

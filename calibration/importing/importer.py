@@ -26,11 +26,11 @@ _REWRITES: Final[dict[str, Callable[[onnx.ModelProto], None]]] = {
     "batch norms": rewrites.batch_norms_to_affine,
     "averages": rewrites.averages_into_weights,
     "masks": masks.unify,
+    "rows": streams_to_rows,
     "lines": plane_rewrites.lines_to_planes,
     "transposed convolutions": plane_rewrites.transposed_convolutions,
     "forms": plane_rewrites.elementwise_forms,
     "channels last": plane_rewrites.channels_last_parts,
-    "rows": streams_to_rows,
 }
 #: All steps that can be disabled if they change the answers.
 _STEPS: Final = (*OPTIMIZERS, *_REWRITES, "batch")

@@ -423,7 +423,8 @@ def _transpose(work: _Lowering, layer: layers.Transpose) -> None:
 
 def _view(work: _Lowering, layer: layers.View) -> None:
     x = work.index[layer.inputs[0]]
-    y = work.out(layer, layer.shape, like=x)
+    floats = work.tensors[x].dtype == "f32"
+    y = work.stream(layer.out, layer.shape) if floats else work.out(layer, layer.shape, like=x)
     work.ops.append(seg.View(short(layer.name), y, x, layer.start, layer.sizes, layer.steps))
 
 

@@ -165,6 +165,17 @@ def gather(arena, x, first, last, row_bytes, rows, y):
                 target[i] = source[i]
 
 
+@inline
+def strided(arena, x, first, last, sizes, steps, y):
+    """Rows ``first`` to ``last`` of y [sizes] (4 axes; a row is the last one) from x: `reference.view` of 4-byte words."""
+    words, width = arena.view(np.uint32), sizes[3]
+    for r in range(first, last):
+        a, b, c = r // (sizes[1] * sizes[2]), r // sizes[2] % sizes[1], r % sizes[2]
+        source, target = x // 4 + a * steps[0] + b * steps[1] + c * steps[2], y // 4 + r * width
+        for d in range(width):
+            words[target + d] = words[source + d * steps[3]]
+
+
 # --- attention --------------------------------------------------------------------------------------------------------
 
 

@@ -394,6 +394,10 @@ def _lower_strided(
     """Elements of x from ``start`` on: one for each index below ``sizes``, ``steps`` apart."""
     missing = 4 - len(sizes)
     fields = {"sizes": [1] * missing + sizes, "steps": [0] * missing + steps}
+    if low.tensor(op.x).dtype == "f32":
+        place = low.tensor(op.x).offset + 4 * start
+        low.row(Kind.VIEW, op.x, op.out, x=place, height=math.prod(sizes) // sizes[-1], channels=1, **fields)
+        return
     low.row(Kind.TRANSPOSE, op.x, op.out, x=low.tensor(op.x).offset + start, **fields)
 
 

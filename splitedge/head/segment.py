@@ -178,7 +178,7 @@ class View(Op, tag="view"):
     """y = elements of x: those at ``start`` + i . ``steps`` for each index i below ``sizes`` (1 to 4 axes), in order.
 
     Steps count elements of x in its stored order; a step of 0 repeats. So it selects channels, crops, repeats rows and
-    shuffles channels.
+    shuffles channels. x and y are codes, or both f32.
     """
 
     x: int

@@ -193,8 +193,12 @@ _TYPES = {
 
 def _check_types(header: seg.Header, op: seg.AnyOp) -> None:
     types = [header.tensors[t].dtype for t in (*inputs(op), op.out)]
-    if isinstance(op, seg.Reshape):
-        _check(types[0] == types[1], "types", f"has types that do not fit in {op.name!r}")
+    if isinstance(op, seg.Reshape | seg.View):
+        _check(
+            types[0] == types[1] and (types[0] != "i32" or isinstance(op, seg.Reshape)),
+            "types",
+            f"has types that do not fit in {op.name!r}",
+        )
         return
     source, target = _TYPES.get(type(op), ("u8", "u8"))
     wanted = [source] * (len(types) - 1) + [target]

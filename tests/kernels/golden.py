@@ -325,6 +325,17 @@ def turns(twin: bool) -> Iterator[Array]:
             yield from tensors(builder, twin)
 
 
+def views(twin: bool) -> Iterator[Array]:
+    """Elements of rows: turned, every other one, repeated."""
+    for columns in SIZES:
+        builder = build([6, columns], "f32")
+        for sizes, steps, start in (([columns, 6], [1, columns], 0), ([2, 3, columns], [3 * columns, columns, 1], 0), ([3, 1, 2, columns], [2 * columns, 9, 0, 1], columns)):  # fmt: skip
+            builder.append(
+                seg.View, [math.prod(sizes)], dtype="f32", x=builder.input, start=start, sizes=sizes, steps=steps
+            )
+        yield from tensors(builder, twin)
+
+
 def at_the_cut(twin: bool) -> Iterator[Array]:
     """The codec, a range for the tensor or for each channel: payloads of values and of 8-bit codes, values and codes out of them again."""
     block, answer = codec.BLOCK, _codec_twin if twin else _codec
@@ -470,7 +481,7 @@ def _framed(values: Array) -> Array:
 GROUPS: dict[str, Callable[[bool], Iterator[Array]]] = {
     "gemm": gemm, "conv": conv, "depthwise": depthwise, "elementwise": elementwise, "pools": pools, "moves": moves, "softmax": softmax,
     "linear": linear, "norm": norm, "attention": attention, "embed": embed, "rows": rows, "normalize": normalize, "resample": resample, "codec": at_the_cut, "stages": stages, "entropy": entropy_coded,
-    "functions": functions, "windows": windows, "turns": turns,
+    "functions": functions, "windows": windows, "turns": turns, "views": views,
 }  # fmt: skip
 #: Those that need the integer half of the interpreter; the others need its transformers' half, or none.
 INTEGERS = ("gemm", "conv", "depthwise", "elementwise", "pools", "moves", "softmax", "normalize", "resample")

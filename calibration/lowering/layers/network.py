@@ -318,7 +318,7 @@ class Network:
         if tensor == self.graph.input:
             return self.source
         layer = self.made.get(tensor)
-        while isinstance(layer, Reshape):
+        while isinstance(layer, Reshape | View):
             layer = self.made.get(layer.inputs[0])
         return "f32" if self.source != "u8" or isinstance(layer, _OF_VALUES) else "u8"
 

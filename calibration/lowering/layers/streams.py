@@ -43,6 +43,7 @@ from calibration.lowering.layers.network import (
     rename,
     weights,
 )
+from calibration.lowering.layers.network import View as StridedView
 from calibration.lowering.layers.norms import pieces
 from calibration.lowering.layers.views import View, is_view, rows_ahead, view
 
@@ -470,9 +471,24 @@ def _view(network: Network, node: Node) -> list[Layer]:
             return [Mean(node.name, out, [seen.root], *rows)]
         if node.op == "Reshape" and node.inputs[0] in network.made and network.graph.storable(out):
             return [Reshape(node.name, out, [node.inputs[0]], network.graph.stored_shape(out))]
+        strided = _strided(seen.index[0]) if network.graph.storable(out) and len(seen.index.shape) < 4 else None
+        if strided is not None:
+            sizes = list(seen.index.shape[1:])
+            return [StridedView(node.name, out, [seen.root], strided[0], sizes, strided[1], sizes)]
         if len(graph_shape(network, node)) == 3 and graph_shape(network, node)[0] == 1:
             return [Gather(node.name, out, [seen.root], _row_numbers(network.graph, seen))]
     raise Unsupported("a change of shape that a head does not know")
+
+
+def _strided(index: I64) -> tuple[int, list[int]] | None:
+    """The first element and the step along each axis of ``index``, if all lie at even distances; else None."""
+    first = int(index.flat[0])
+    corners = [tuple(int(i == axis) for i in range(index.ndim)) for axis in range(index.ndim)]
+    steps = [int(index[c]) - first if n > 1 else 0 for c, n in zip(corners, index.shape, strict=True)]
+    made = np.full(index.shape, first)
+    for step, at in zip(steps, np.indices(index.shape), strict=True):
+        made += step * at
+    return (first, steps) if min(steps) >= 0 and bool((made == index).all()) else None
 
 
 def _mean(network: Network, node: Node) -> list[Layer]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -26,6 +25,7 @@ from tests import models
 from tests import reference_head as twin
 from tests import small_transformers as small
 from tests.raising import raises
+from tests.small_models import Net
 from tests.small_transformers import HEADS, TOKENS, WIDTH, Encoder
 
 
@@ -150,6 +150,20 @@ def narrow_attention(net: Encoder, other: str = "") -> None:
     mixed = net.add("Transpose", net.add("MatMul", weights, parts[2]), perm=[0, 2, 1, 3])
     joined = net.add("Reshape", mixed, net.constant([1, TOKENS, WIDTH], np.int64))
     net.add("Add", x, net.linear(joined, WIDTH, WIDTH))
+
+
+def test_tokens_are_mixed_by_a_product_of_turned_rows() -> None:
+    """As in MLP-Mixer: the hidden layer works on [channels, tokens]."""
+    net = Net([1, TOKENS, WIDTH], seed=7, opset=20)
+    x = net.add("LayerNormalization", "x", net.constant(np.ones(WIDTH)), net.constant(np.zeros(WIDTH)), axis=-1)
+    turned = net.add("Transpose", x, perm=[0, 2, 1])
+    hidden = net.add("Gelu", net.add("MatMul", turned, net.random_weight(TOKENS, 20, scale=0.3)))
+    mixed = net.add("Transpose", net.add("MatMul", hidden, net.random_weight(20, TOKENS, scale=0.3)), perm=[0, 2, 1])
+    summed = net.add("Add", "x", mixed)
+    ends = (net.constant([n], np.int64) for n in (1, 9, 1, 3))
+    net.add("MatMul", net.add("Slice", summed, *ends), net.random_weight(WIDTH, 5))
+    kinds = [type(op).__name__ for op in check(net.model()).header.ops]
+    assert kinds == ["Norm", "View", "Linear", "Linear", "View", "Sum", "View", "Linear"]
 
 
 def test_keys_narrower_than_values_get_channels_of_zeros() -> None:
@@ -392,12 +406,13 @@ ENCODERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("form", ["14", "17", "new"])
-@pytest.mark.parametrize("network", ENCODERS)
-def test_encoders_of_other_families_answer_as_the_float_model(network: str, form: str) -> None:
-    name = f"{network}-{form}"
-    if not Path(models.path(name)).exists():
-        pytest.skip("the exporter cannot write it")
+#: What the stored models lack: torch's newer exporter fails on a mask of windows, and ReLU is stored in two forms.
+ABSENT = {"stack-relu-post-new", "stack-relu-pre-new", "swin-timm-new"}
+FORMS = [(network, f"{network}-{form}") for network in ENCODERS for form in ("14", "17", "new")]
+
+
+@pytest.mark.parametrize(("network", "name"), [each for each in FORMS if each[1] not in ABSENT])
+def test_encoders_of_other_families_answer_as_the_float_model(network: str, name: str) -> None:
     kinds = [type(op).__name__ for op in check(small.stored(name)).header.ops]
     block = ENCODERS[network]
     assert any(kinds[i : i + len(block)] == block for i in range(len(kinds)))

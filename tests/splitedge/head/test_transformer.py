@@ -234,6 +234,19 @@ def test_rotary_positions_turn_pairs_by_their_angles() -> None:
         np.testing.assert_allclose(diagonal, diagonal[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("columns", AWKWARD)
+def test_views_of_values_equal_the_twin(columns: int) -> None:
+    builder = Builder([6, columns], seed=columns, dtype="f32")
+    turned = builder.append(
+        seg.View, [columns, 6], dtype="f32", x=builder.input, start=0, sizes=[columns, 6], steps=[1, columns]
+    )
+    builder.append(seg.View, [3, columns], dtype="f32", x=turned, start=1, sizes=[3, columns], steps=[2, 6])
+    builder.append(seg.View, [2, 4, 6], dtype="f32", x=turned, start=0, sizes=[2, 4, 6], steps=[0, 0, 1])
+    x = builder.codes()
+    assert_equal_to_twin(builder, x)
+    np.testing.assert_array_equal(reference.view(x, 0, [columns, 6], [1, columns]).reshape(columns, 6), x.T)
+
+
 def test_gathered_rows_equal_the_twin() -> None:
     for channels in AWKWARD:
         builder = Builder([5, channels], seed=channels, dtype="f32")

@@ -328,7 +328,8 @@ def windows() -> Builder:
     y = b.append(seg.Function, [10, 6], dtype="f32", x=b.rms_norm(x), **{"kind": "relu"})
     x = b.append(seg.Sum, [10, 6], dtype="f32", a=x, b=y)
     x = b.append(seg.Quantize, [60], 5, 0.5, x=x)
-    b.append(seg.Dequantize, [5, 12], dtype="f32", x=x)
+    x = b.append(seg.Dequantize, [5, 12], dtype="f32", x=x)
+    b.append(seg.View, [12, 5], dtype="f32", x=x, start=0, sizes=[12, 5], steps=[1, 12])
     return b
 
 
@@ -392,6 +393,8 @@ HOSTILE_WINDOWS: list[tuple[str, Callable[[seg.Segment], None], str]] = [
     ("codes of fewer values", tensor(8, shape=[59]), "shapes-differ"),
     ("values of fewer codes", tensor(9, shape=[59]), "shapes-differ"),
     ("a sum into codes", tensor(7, dtype="u8"), "types"),
+    ("a view of values as codes", tensor(10, dtype="u8"), "types"),
+    ("a view behind the last value", op(9, start=1), "outside-tensor"),
     ("codes with an endless scale", tensor(8, scale=math.inf), "scale"),
 ]
 
