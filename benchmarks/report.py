@@ -47,13 +47,18 @@ def quiet(phase: str, done: int, total: int) -> None:
 
 
 def report(
-    title: str, rows: Sequence[Row], summary: Mapping[str, float], out: Path | None = None, notes: Sequence[str] = ()
+    title: str,
+    rows: Sequence[Row],
+    summary: Mapping[str, float],
+    out: Path | None = None,
+    notes: Sequence[str] = (),
+    width: int = 130,
 ) -> None:
     """Print ``rows`` (all with the same keys) and ``summary``, and write both to ``out``.
 
-    A table with more than `MOST_COLUMNS` columns and fewer rows is transposed.
+    ``width``: columns where there is no terminal. A table with more than `MOST_COLUMNS` columns and fewer rows is transposed.
     """
-    console = Console() if sys.stdout.isatty() else Console(width=130)
+    console = Console() if sys.stdout.isatty() else Console(width=width)
     table = Table(title=title, title_justify="left", header_style="bold")
     columns = {name: [_text(row[name]) for row in rows] for name in (rows[0] if rows else ())}
     if len(columns) > MOST_COLUMNS > len(rows):

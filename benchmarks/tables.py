@@ -382,6 +382,27 @@ def whole(document: dict[str, Any]) -> str:
     return f"{markdown(rows)}\n\n{_notes(document)}{_figures(document['summary'])}\n\n"
 
 
+def coverage(document: Document) -> str:
+    """Return a row for each network, and the figures."""
+    rows = [
+        {
+            "network": row["network"],
+            "reach, %": f"{row['reach %']:.1f}" if row["imported"] else "not imported",
+            "cosine, device": _cosine(row["device"]),
+            "cosine, split": _cosine(row["split"]),
+            "s": f"{row['s']:.0f}",
+            "MB": row["MB"],
+            "stopped by": row["stopped by"].replace("|", "/"),
+        }
+        for row in document["rows"]
+    ]
+    return f"{markdown(rows)}\n\n{_notes(document)}{_figures(document['summary'])}\n\n"
+
+
+def _cosine(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
 def bench(document: Document) -> str:
     """Return the rows of `edge-agent bench`, and how well `bench compare` decides."""
     rows = [row for row in document["rows"] if "second run" not in row]
@@ -553,6 +574,7 @@ MAKERS: Final[dict[str, Callable[[Document], str]]] = {
     "bench": bench,
     "boards": boards,
     "codec_speed": whole,
+    "coverage": coverage,
     "detector": whole,
     "dynamic_link": dynamic_link,
     "heads": heads,

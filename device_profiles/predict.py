@@ -30,23 +30,34 @@ from splitedge.head.segment import (
     AnyOp,
     Attention,
     Conv,
+    Dequantize,
     Embed,
+    Function,
+    Gate,
+    Gather,
     Header,
     Linear,
     Mean,
     Mul,
     Norm,
+    Normalize,
     Patches,
     Pool,
     Position,
+    Quantize,
+    Resample,
+    RmsNorm,
+    Rotary,
     Softmax,
+    Sum,
     Tensor,
+    WindowAttention,
 )
 from splitedge.head.verify import inputs
 from splitedge.protocol.messages import Codec
 
 # The measured kind for operators that the profile does not measure.
-_LIKE: Final[dict[type, KernelKind]] = {Add: "add", Mul: "add", Pool: "pool"}
+_LIKE: Final[dict[type, KernelKind]] = {Add: "add", Mul: "add", Pool: "pool", Normalize: "add", Resample: "add"}
 #: The work of a softmax (an exponential and a division), in bytes of an addition, counted from the fixed sequence.
 _SOFTMAX_WORK: Final = 8
 #: The work of a float32 GELU (a rational function and a division), in passes over its tensor.
@@ -194,13 +205,17 @@ def _transformer_items(op: AnyOp, header: Header) -> list[_WorkItem]:
         depth = header.tensors[op.x].shape[-1]
         floats = 4 * rows * (depth + channels * (1 + (_GELU_WORK if op.activation == "gelu" else 0)))
         return [_product(rows, depth, channels), _floats(rows, channels, floats)]
-    if isinstance(op, Attention):
-        each = rows * op.heads
-        scores, mixed = _product(each, channels // op.heads, rows), _product(each, rows, channels // op.heads)
-        return [scores, mixed, _floats(rows, channels, each * rows * _SOFTMAX_WORK + 16 * rows * channels)]
+    if isinstance(op, Attention | WindowAttention):
+        each, tokens = rows * op.heads, rows // (op.windows if isinstance(op, WindowAttention) else 1)
+        scores, mixed = _product(each, channels // op.heads, tokens), _product(each, tokens, channels // op.heads)
+        added = 4 * ((op.bias != -1) + (op.mask != -1)) if isinstance(op, WindowAttention) else 0
+        return [scores, mixed, _floats(rows, channels, each * tokens * (_SOFTMAX_WORK + added) + 16 * rows * channels)]
     if isinstance(op, Norm | Embed | Patches | Position | Mean):
         read = 4 * _elements(header.tensors[op.x]) if isinstance(op, Mean) else 0
         return [_floats(rows, channels, read + 4 * rows * channels * (3 if isinstance(op, Norm) else 2))]
+    if isinstance(op, Function | Gate | RmsNorm | Sum | Rotary | Gather | Quantize | Dequantize):
+        passes = 2 + (_GELU_WORK if isinstance(op, Function | Gate) else 1)
+        return [_floats(rows, channels, 4 * rows * channels * passes)]
     return []
 
 

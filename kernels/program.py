@@ -18,14 +18,16 @@ from kernels.define import inline, kernel, macro
 from kernels.emit import address
 from kernels.operators import conv as conv_operator
 from kernels.operators import depthwise as depthwise_operator
-from kernels.operators import elementwise, transformer
+from kernels.operators import elementwise, float_rows, transformer
 from kernels.operators.arguments import Constants, OutputRange, Window
 from kernels.operators.float_gemm import Columns
 from kernels.team import Part
 
 
 class Kind(IntEnum):
-    """The operators. Those from `EMBED` on work on float32 tensors, the others on uint8 codes."""
+    """The operators. Those from `EMBED` on work on float32 tensors, the others and those from `NORMALIZE` on on uint8
+    codes. `QUANTIZE` and `DEQUANTIZE` convert.
+    """
 
     CONV = 1
     DEPTHWISE = 2
@@ -45,6 +47,18 @@ class Kind(IntEnum):
     PATCHES = 16
     POSITION = 17
     MEAN = 18
+    FUNCTION = 40
+    GATE = 41
+    RMS_NORM = 42
+    SUM = 43
+    ROTARY = 44
+    WINDOW_ATTENTION = 45
+    GATHER = 46
+    QUANTIZE = 47
+    DEQUANTIZE = 48
+    VIEW = 49
+    NORMALIZE = 60
+    RESAMPLE = 61
 
 
 _INTEGERS: Final = (
@@ -52,8 +66,8 @@ _INTEGERS: Final = (
     "x",  # arena offsets of the inputs and the output
     "second",
     "y",
-    "height",  # of x; rows if the operator sees a matrix, elements if it sees a vector
-    "width",
+    "height",  # of x; rows if the operator sees a matrix, elements if it sees a vector; NORMALIZE: rows of a block
+    "width",  # NORMALIZE: blocks
     "channels",
     "out_height",
     "out_width",
@@ -75,7 +89,7 @@ _INTEGERS: Final = (
     "lo",  # the codes that y may have
     "hi",
     "weights",  # offset in `Memory.weights`
-    "bias",  # offset in `Memory.biases`
+    "bias",  # offset in `Memory.biases`; RESAMPLE: of the rows, then the columns
     "multiplier",  # offset in `Memory.multipliers`
     "table",  # offset in `Memory.tables`; -1 for none
     "scratch",  # arena offset of the team's scratch
@@ -89,14 +103,19 @@ _INTEGERS: Final = (
     "residual",  # LINEAR: arena offset, -1 for none
     "gelu",  # LINEAR: 1 if a GELU follows
     "ahead",  # POSITION: rows of the table before those of x
-    "floats",  # offset in `Memory.multipliers`: bias of LINEAR, beta of NORM, positions of EMBED and POSITION
+    "floats",  # offset in `Memory.multipliers`: bias of LINEAR, beta of NORM and NORMALIZE, positions of EMBED and POSITION
+    "function",  # FUNCTION, GATE: its place in `reference.FUNCTIONS`
+    "windows",  # WINDOW_ATTENTION
+    "tokens",  # ROTARY: positions of the table
+    "added_bias",  # WINDOW_ATTENTION: offsets in `Memory.multipliers`, -1 for none
+    "added_mask",
 )
 _REALS: Final = (
     "multiplier_x",  # ADD, MUL, AVG_POOL
     "multiplier_second",  # ADD
     "scale_x",  # SOFTMAX
     "scale_y",
-    "epsilon",  # NORM
+    "epsilon",  # NORM, NORMALIZE
     "factor",  # ATTENTION
 )
 #: One row of the operator table. TRANSPOSE: ``sizes`` of y, and ``steps`` in x along each axis of y.
@@ -136,7 +155,7 @@ def operator_sets(kinds: Iterable[int]) -> tuple[int | None, int | None]:
     None leaves a set of operators out of the interpreter. Numba compiles one interpreter for each combination of types,
     so that a convolutional head does not wait for the compilation of transformers.
     """
-    needed = {kind >= Kind.EMBED for kind in kinds}
+    needed = {Kind.EMBED <= kind < Kind.NORMALIZE for kind in kinds}
     return None if needed == {True} else 1, 1 if True in needed else None
 
 
@@ -153,7 +172,9 @@ def _transformer(memory, op, scratch, part):
     elif kind == Kind.NORM:
         _norm(memory, op, first, last)
     elif kind == Kind.ATTENTION:
-        a = transformer.Attention(op.x, op.y, op.height, channels, op.heads, op.factor, op.ids, op.pad_token)
+        a = transformer.Attention(
+            op.x, op.y, op.height, channels, op.heads, op.factor, op.ids, op.pad_token, np.int64(0), np.int64(0)
+        )
         first, last = team.share(op.heads, part)
         transformer.attention(arena, a, first, last, scratch)
     elif kind == Kind.EMBED:
@@ -162,8 +183,52 @@ def _transformer(memory, op, scratch, part):
         transformer.patches(arena, op.x, first, last, op.width, channels, op.kernel_h, op.y)
     elif kind == Kind.POSITION:
         transformer.position(arena, op.x, first, last, op.ahead, channels, memory.multipliers[op.floats :], op.y)
-    elif kind == Kind.MEAN and part.number == 0:
-        transformer.mean(arena, op.x, op.height, channels, op.y)
+    elif kind == Kind.MEAN:
+        if part.number == 0:
+            transformer.mean(arena, op.x, op.height, channels, op.y)
+    else:
+        _more(memory, op, scratch, part, first, last)
+
+
+@inline
+def _more(memory, op, scratch, part, first, last):
+    """The operators from `FUNCTION` on; a part is rows ``first`` to ``last``, or some heads."""
+    arena, channels, kind = memory.arena, op.channels, op.kind
+    base, factors = address(arena), address(memory.multipliers)
+    x, y = base + op.x + 4 * first * channels, base + op.y + 4 * first * channels
+    count = (last - first) * channels
+    if kind == Kind.FUNCTION:
+        float_rows.function_row(op.function, x, count, y)
+    elif kind == Kind.GATE:
+        transformer.gate(x + 4 * first * channels, last - first, channels, op.function, y)
+    elif kind == Kind.RMS_NORM:
+        transformer.rms_norm(x, last - first, channels, factors + 4 * op.multiplier, op.epsilon, y)
+    elif kind == Kind.SUM:
+        float_rows.sum_row(x, base + op.second + 4 * first * channels, count, y)
+    elif kind == Kind.ROTARY:
+        table, size = factors + 4 * op.floats, op.out_channels
+        transformer.rotary(arena, op.x, first, last, channels, op.heads, size, table, op.tokens, op.y)
+    elif kind == Kind.WINDOW_ATTENTION:
+        _window_attention(memory, op, scratch, part)
+    elif kind == Kind.GATHER:
+        transformer.gather(arena, op.x, first, last, 4 * channels, memory.biases[op.bias :], op.y)
+    elif kind == Kind.QUANTIZE:
+        inverse, zero = np.float32(1.0) / op.scale_y, np.float32(op.zero_y)
+        float_rows.codes_row(x, count, inverse, zero, base + op.y + first * channels)
+    elif kind == Kind.VIEW:
+        transformer.strided(arena, op.x, first, last, op.sizes, op.steps, op.y)
+    elif kind == Kind.DEQUANTIZE:
+        float_rows.values_row(base + op.x + first * channels, count, op.scale_x, np.float32(op.zero_x), y)
+
+
+@macro
+def _window_attention(memory, op, scratch, part):
+    factors = address(memory.multipliers)
+    bias = factors + 4 * op.added_bias if op.added_bias >= 0 else np.int64(0)
+    mask = factors + 4 * op.added_mask if op.added_mask >= 0 else np.int64(0)
+    a = transformer.Attention(op.x, op.y, op.height, op.channels, op.heads, op.factor, op.ids, op.pad_token, bias, mask)
+    first, last = team.share(op.windows * op.heads, part)
+    transformer.attention(memory.arena, a, first, last, scratch)
 
 
 @macro
@@ -268,8 +333,21 @@ def _integer(memory, op, scratch, member, part):
         elementwise.copy_columns(arena, x, y, last - first, op.channels, op.step, memory.tables, op.table)
     elif kind == Kind.MAX_POOL:
         elementwise.max_pool(arena, op.x, _window(op), op.y, part)
+    elif kind == Kind.NORMALIZE:
+        _normalize(memory, op, output, part)
+    elif kind == Kind.RESAMPLE:
+        places, weights = memory.biases[op.bias :], memory.multipliers[op.multiplier :]
+        elementwise.resample(arena, op.x, _window(op), op.y, places, weights, part)
     elif part.number == 0:
         _small(memory, op, output, member)
+
+
+@macro
+def _normalize(memory, op, output, part):
+    blocks = elementwise.Blocks(op.x, op.y, op.height, op.channels, op.groups)
+    first, last = team.share(op.width * op.groups, part)
+    gamma, beta = memory.multipliers[op.multiplier :], memory.multipliers[op.floats :]
+    elementwise.normalize(memory.arena, blocks, first, last, gamma, beta, op.epsilon, output)
 
 
 @macro
@@ -297,7 +375,7 @@ def _operator(memory, integers, transformers, i, scratch, member, part):
     """One part of operator i, with the scratch of ``member``."""
     op = memory.operators[i]
     own = op.scratch + member * scratch
-    on_floats = op.kind >= Kind.EMBED
+    on_floats = Kind.EMBED <= op.kind < Kind.NORMALIZE
     if transformers is not None and on_floats:
         _transformer(memory, op, own, part)
     if integers is not None and not on_floats:

@@ -7,7 +7,7 @@ int32. Float32 overflows to infinity, as in the kernels (`ieee`). Arithmetic on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -307,6 +307,73 @@ def norm(x: F32, gamma: F32, beta: F32, epsilon: float) -> F32:
 
 
 @ieee
+def rms_norm(x: F32, gamma: F32, epsilon: float) -> F32:
+    """Norm without a mean over the last axis: y = x * (1 / sqrt(mean x^2 + epsilon)) * gamma. The sum by `lane_sum`."""
+    inverse = np.float32(1) / np.sqrt(lane_sum(x * x) / np.float32(x.shape[-1]) + np.float32(epsilon))
+    result: F32 = x * inverse[..., None] * gamma
+    return result
+
+
+@ieee
+def sigmoid(x: F32) -> F32:
+    """1 / (1 + e) for x >= 0 and e * (1 / (1 + e)) below, with e = exp(-|x|)."""
+    e = exp(np.float32(0) - np.where(x > 0, x, np.float32(0) - x))
+    above = np.float32(1) / (e + np.float32(1))
+    return np.where(x < 0, e * above, above)
+
+
+_QUICK, _SIXTH = np.float32(1.702), np.float32(1 / 6)
+
+
+@ieee
+def function(x: F32, kind: str) -> F32:
+    """A `FUNCTIONS` of each element, each step one float32 operation."""
+    if kind == "relu":
+        return np.where(x > 0, x, np.float32(0))
+    if kind == "gelu":
+        return gelu(x)
+    if kind == "silu":
+        return x * sigmoid(x)
+    if kind == "quick_gelu":
+        return x * sigmoid(x * _QUICK)
+    if kind == "sigmoid":
+        return sigmoid(x)
+    if kind == "tanh":
+        return sigmoid(x * np.float32(2)) * np.float32(2) - np.float32(1)
+    assert kind == "hard_swish"
+    gate = x * _SIXTH + np.float32(0.5)
+    gate = np.where(gate > 0, gate, np.float32(0))
+    return x * np.where(gate < 1, gate, np.float32(1))
+
+
+#: The names of `function`, by their number in the table of operators.
+FUNCTIONS = ("relu", "gelu", "silu", "quick_gelu", "sigmoid", "tanh", "hard_swish")
+
+
+@ieee
+def gate(x: F32, kind: str) -> F32:
+    """x [R, 2 C] to y [R, C]: a `function` of the first half of the columns, times the second half."""
+    half = x.shape[-1] // 2
+    return function(x[..., :half], kind) * x[..., half:]
+
+
+@ieee
+def rotary(x: F32, heads: int, table: F32) -> F32:
+    """Turn pairs of columns of x [R, N], in the first ``heads`` groups of D columns, by an angle for each position.
+
+    ``table`` [T, 2, D]: factors of a column itself and of its partner, D / 2 further on. Row r has the position r mod
+    T. y = x * own + partner * other. Columns behind the groups are copied.
+    """
+    tokens, _, size = table.shape
+    own, other = table[np.arange(len(x)) % tokens].swapaxes(0, 1)
+    y = x.copy()
+    for head in range(heads):
+        group = x[:, head * size : (head + 1) * size]
+        y[:, head * size : (head + 1) * size] = group * own + np.roll(group, size // 2, axis=1) * other
+    return y
+
+
+@ieee
 def softmax_codes(x: F32) -> tuple[U8, F32]:
     """exp(x - max) over the last axis as codes in units of 1/255, and the scale 1 / sum of each row's codes: weights
     with the sum 1.
@@ -316,24 +383,75 @@ def softmax_codes(x: F32) -> tuple[U8, F32]:
 
 
 @ieee
-def attention(x: F32, heads: int, factor: float, counted: NDArray[np.bool_] | None = None) -> F32:
+def attention(
+    x: F32, heads: int, factor: float, counted: NDArray[np.bool_] | None = None, added: Sequence[F32] = ()
+) -> F32:
     """x [T, 3 C] (queries, keys and values, C = heads * D) to y [T, C]. Only the tokens ``counted`` are keys; without
     any, y is 0.
 
     For each head: scores = queries (`quantize_rows`) x keys (`quantize_signed` by token) * ``factor``; weights by
-    `softmax_codes`; y = weights x values (`quantize_signed` by column over the counted tokens).
+    `softmax_codes`; y = weights x values (`quantize_signed` by column over the counted tokens). ``added``: tables
+    [heads, T, T] or [T, T] that the scores have added, one after another.
     """
     tokens, channels = x.shape[0], x.shape[1] // 3
     kept = x if counted is None else x[counted]
     y = np.zeros((tokens, channels), np.float32)
     nothing = np.zeros(1, np.float32)
-    for head in np.split(np.arange(channels), heads) if len(kept) else []:
+    for number, head in enumerate(np.split(np.arange(channels), heads) if len(kept) else []):
         keys, key_scale = quantize_signed(kept[:, channels + head], axis=1)
         scores = product(*quantize_rows(x[:, head]), keys, key_scale[:, 0] * np.float32(factor), nothing)
+        for table in added:
+            own = table[number] if table.ndim == 3 else table
+            scores = scores + (own if counted is None else own[:, counted])
         codes, row_scale = softmax_codes(scores)
         values, value_scale = quantize_signed(kept[:, 2 * channels + head], axis=0)
         y[:, head] = product(codes, row_scale, np.zeros(tokens, np.int32), values.T, value_scale[0], nothing)
     return y
+
+
+@ieee
+def window_attention(
+    x: F32,
+    heads: int,
+    factor: float,
+    windows: int,
+    counted: NDArray[np.bool_] | None = None,
+    bias: F32 | None = None,
+    mask: F32 | None = None,
+) -> F32:
+    """`attention` within each of ``windows`` groups of T consecutive rows of x [windows * T, 3 C].
+
+    The float32 scores have ``bias`` [heads, T, T] added, then ``mask`` [windows, T, T].
+    """
+    found = []
+    for window, rows in enumerate(np.split(x, windows)):
+        added = [table for table in (bias, None if mask is None else mask[window]) if table is not None]
+        found.append(attention(rows, heads, factor, counted, added))
+    return np.concatenate(found)
+
+
+def view(x: F32, start: int, sizes: list[int], steps: list[int]) -> F32:
+    """The elements of x at ``start`` + i . ``steps`` for each index i below ``sizes``, in order."""
+    flat = x.reshape(-1)
+    return np.array([flat[start + sum(i * s for i, s in zip(at, steps, strict=True))] for at in np.ndindex(*sizes)])
+
+
+def gather(x: F32, rows: I32) -> F32:
+    """Rows of x [N, C] by their numbers; -1: a row of zeros."""
+    return np.concatenate([x, np.zeros_like(x[:1])])[rows]
+
+
+@ieee
+def quantize(x: F32, scale: float, zero_point: int) -> U8:
+    """Values to codes: x * (1 / scale), the inverse in float32, then `requantize`. NaN counts as the least code."""
+    real = x * (np.float32(1) / np.float32(scale))
+    return requantize(np.where(np.isnan(real), -np.float32(zero_point), real), zero_point, 0, 255)
+
+
+@ieee
+def dequantize(x: U8, scale: float, zero_point: int) -> F32:
+    """Codes to values: scale * (code - zero_point)."""
+    return (x.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
 
 
 @ieee
@@ -366,6 +484,40 @@ def mean(x: F32) -> F32:
         total = total + row
     result: F32 = total / np.float32(len(x))
     return result
+
+
+@ieee
+def normalize(
+    x: U8, rows: int, groups: int, gamma: F32, beta: F32, epsilon: float, zero_y: int, lo: int, hi: int
+) -> U8:
+    """x [R, C] in blocks of ``rows`` rows and ``groups`` groups of channels, each with mean 0 and variance 1, then
+    times ``gamma`` [C] plus ``beta`` [C], in units of y's scale.
+
+    With the exact integers S = sum q and V = n * sum q^2 - S^2 over the n codes q of a block's group:
+    y = (n * q - S) * (1 / sqrt(V + epsilon)) * gamma + beta.
+    """
+    q = x.astype(np.int64).reshape(len(x) // rows, rows, groups, -1)
+    n = rows * q.shape[3]
+    total = q.sum(axis=(1, 3), keepdims=True)
+    spread = n * (q * q).sum(axis=(1, 3), keepdims=True) - total * total
+    inverse = np.float32(1) / np.sqrt(spread.astype(np.float32) + np.float32(epsilon))
+    scaled = ((n * q - total).astype(np.float32) * inverse).reshape(x.shape)
+    return requantize(scaled * gamma + beta, zero_y, lo, hi)
+
+
+@ieee
+def resample(x: U8, rows: I32, row_weights: F32, columns: I32, column_weights: F32) -> U8:
+    """x [H, W, C] to [OH, OW, C]: between the rows ``rows[i]`` and the next, and the columns alike, by their weights.
+
+    A weight is the share of the next row or column; behind the last one it is the last itself.
+    """
+    codes = x.astype(np.float32)
+    next_rows, next_columns = np.minimum(rows + 1, len(x) - 1), np.minimum(columns + 1, x.shape[1] - 1)
+    u, v = column_weights[None, :, None], row_weights[:, None, None]
+    above = codes[rows][:, columns] + (codes[rows][:, next_columns] - codes[rows][:, columns]) * u
+    left, right = codes[next_rows][:, columns], codes[next_rows][:, next_columns]
+    below = left + (right - left) * u
+    return np.rint(above + (below - above) * v).astype(np.uint8)
 
 
 # --- weights: b-bit codes, packed tightly, least significant bit first ------------------------------------------------

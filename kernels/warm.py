@@ -95,8 +95,9 @@ def advice() -> str:
 
 
 def more() -> list[Step]:
-    """What no service calls, and a library has too: heads with operators of both sets, which no model has so far, and
-    the peak for profiles.
+    """What a library has too: heads with operators of both sets, which few models have, and the peak for profiles.
+
+    A board without a library compiles them when it loads such a head.
     """
     from kernels import peak
 

@@ -31,6 +31,18 @@ def _plane(x: U8) -> U8:
 
 def _run(segment: seg.Segment, op: seg.AnyOp, values: dict[int, Values]) -> Values:
     tensors, blob = segment.header.tensors, segment.blob
+    if isinstance(op, seg.Sum):
+        return values[op.a] + values[op.b]
+    if isinstance(op, seg.Quantize):
+        return reference.quantize(values[op.x], tensors[op.out].scale, tensors[op.out].zero_point)
+    if isinstance(op, seg.Dequantize):
+        return reference.dequantize(values[op.x], tensors[op.x].scale, tensors[op.x].zero_point)
+    if isinstance(op, seg.Function):
+        return reference.function(values[op.x], op.kind)
+    if isinstance(op, seg.Gate):
+        return reference.gate(values[op.x], op.kind)
+    if isinstance(op, seg.RmsNorm | seg.Rotary | seg.WindowAttention | seg.Gather):
+        return _rows(segment, op, values)
     if isinstance(op, seg.Embed | seg.Linear | seg.Norm | seg.Attention | seg.Patches | seg.Position | seg.Mean):
         return _transformer(segment, op, values)
     y = tensors[op.out]
@@ -70,16 +82,51 @@ def _run(segment: seg.Segment, op: seg.AnyOp, values: dict[int, Values]) -> Valu
     if isinstance(op, seg.Transpose):
         return x.transpose(op.perm)
     if isinstance(op, seg.View):
-        flat = x.reshape(-1)
-        places = [
-            op.start + sum(i * step for i, step in zip(at, op.steps, strict=True)) for at in np.ndindex(*op.sizes)
-        ]
-        return flat[places].reshape(y.shape)
+        return reference.view(x, op.start, op.sizes, op.steps).reshape(y.shape)
     if isinstance(op, seg.Reshape):
         return x
+    if isinstance(op, seg.Normalize):
+        gamma, beta = (blob[at : at + 4 * x.shape[-1]].view(np.float32) for at in (op.gamma, op.beta))
+        rows = x.reshape(-1, x.shape[-1])
+        return reference.normalize(rows, op.rows, op.groups, gamma, beta, op.epsilon, y.zero_point, op.lo, op.hi)
+    if isinstance(op, seg.Resample):
+        ends = ((op.rows, op.row_weights, y.shape[0]), (op.columns, op.column_weights, y.shape[1]))
+        parts = [
+            blob[at : at + 4 * n].view(kind)
+            for *places, n in ends
+            for at, kind in zip(places, (np.int32, np.float32), strict=True)
+        ]
+        return reference.resample(x, *parts)
     if isinstance(op, seg.Pad):
         return reference.pad2d(_plane(x), tuple(op.pad), op.value)
     return reference.softmax(x, tensors[op.x].scale, y.scale, y.zero_point, op.lo, op.hi)
+
+
+def _rows(
+    segment: seg.Segment, op: seg.RmsNorm | seg.Rotary | seg.WindowAttention | seg.Gather, values: dict[int, Values]
+) -> Values:
+    x, out, blob = values[op.x], segment.header.tensors[op.out].shape, segment.blob
+
+    def floats(offset: int, *shape: int) -> NDArray[np.float32]:
+        return blob[offset : offset + 4 * math.prod(shape)].view(np.float32).reshape(shape)
+
+    if isinstance(op, seg.RmsNorm):
+        return reference.rms_norm(x, floats(op.gamma, x.shape[-1]), op.epsilon)
+    if isinstance(op, seg.Rotary):
+        return reference.rotary(x, op.heads, floats(op.table, op.tokens, 2, op.size))
+    if isinstance(op, seg.Gather):
+        return reference.gather(x, blob[op.rows : op.rows + 4 * out[0]].view(np.int32))
+    tokens = out[0] // op.windows
+    places = blob[op.places :][: 4 * tokens * tokens].view(np.int32).reshape(-1, tokens) if op.bias != -1 else None
+    return reference.window_attention(
+        x,
+        op.heads,
+        op.factor,
+        op.windows,
+        None if op.ids == -1 else values[op.ids] != op.pad,
+        None if op.bias == -1 else floats(op.bias, op.heads, op.values)[:, places],
+        None if op.mask == -1 else floats(op.mask, op.windows, tokens, tokens),
+    )
 
 
 def _transformer(

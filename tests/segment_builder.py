@@ -95,12 +95,60 @@ class Builder:
         places = {"gamma": self.floats(shape[-1]), "beta": self.floats(shape[-1])}
         return self.append(seg.Norm, shape, dtype="f32", x=x, epsilon=float(np.float32(1e-5)), **places)
 
+    def normalize(self, x: int, rows: int = 1, groups: int = 1, epsilon: float = 0.5) -> int:
+        shape = self.tensors[x].shape
+        places = {"gamma": self.floats(shape[-1], scale=40.0), "beta": self.floats(shape[-1], scale=20.0)}
+        numbers = {"rows": rows, "groups": groups, "epsilon": float(np.float32(epsilon)), "lo": 3, "hi": 250}
+        return self.append(seg.Normalize, shape, x=x, **numbers, **places)
+
+    def resample(self, x: int, height: int, width: int, linear: bool = True) -> int:
+        source = self.tensors[x]
+        fields = {}
+        for name, size, before in (("row", height, source.shape[0]), ("column", width, source.shape[1])):
+            share = self.random.random(size) if linear else np.zeros(size)
+            fields[f"{name}s"] = self.constant(self.random.integers(0, before, size).astype(np.int32))
+            fields[f"{name}_weights"] = self.constant(share.astype(np.float32))
+        return self.append(
+            seg.Resample, [height, width, source.shape[2]], source.zero_point, source.scale, x=x, **fields
+        )
+
     def attention(self, x: int, heads: int, ids: int = -1) -> int:
         tokens, width = self.tensors[x].shape
         factor = float(np.float32(1 / math.sqrt(width / 3 / heads)))
         return self.append(
             seg.Attention, [tokens, width // 3], dtype="f32", x=x, heads=heads, factor=factor, ids=ids, pad=0
         )
+
+    def window_attention(
+        self, x: int, heads: int, windows: int = 1, ids: int = -1, bias: bool = True, mask: bool = True
+    ) -> int:
+        rows, width = self.tensors[x].shape
+        tokens = rows // windows
+        values = max(1, tokens * tokens // 3)
+        places = self.random.integers(0, values, (tokens, tokens)).astype(np.int32)
+        return self.append(
+            seg.WindowAttention, [rows, width // 3], dtype="f32", x=x, heads=heads, windows=windows, ids=ids, pad=0,
+            factor=float(np.float32(1 / math.sqrt(width / 3 / heads))),
+            bias=self.floats(heads, values) if bias else -1, values=values, places=self.constant(places) if bias else -1,
+            mask=self.floats(windows, tokens, tokens, scale=9) if mask else -1,
+        )  # fmt: skip
+
+    def rotary(self, x: int, heads: int, size: int, tokens: int) -> int:
+        return self.append(
+            seg.Rotary, self.tensors[x].shape, dtype="f32", x=x, heads=heads, size=size, tokens=tokens,
+            table=self.floats(tokens, 2, size),
+        )  # fmt: skip
+
+    def gather(self, x: int, count: int) -> int:
+        """Random rows, and rows of zeros."""
+        rows, channels = self.tensors[x].shape
+        places = self.constant(self.random.integers(-1, rows, count).astype(np.int32))
+        return self.append(seg.Gather, [count, channels], dtype="f32", x=x, rows=places)
+
+    def rms_norm(self, x: int) -> int:
+        shape = self.tensors[x].shape
+        gamma = self.floats(shape[-1])
+        return self.append(seg.RmsNorm, shape, dtype="f32", x=x, epsilon=float(np.float32(1e-5)), gamma=gamma)
 
     def finish(self, output: int | None = None, **changes: Any) -> seg.Segment:
         """The parsed segment; ``changes`` replace fields of the header. Its golden hash is not meant to hold."""

@@ -147,6 +147,13 @@ def simplified(name: str) -> onnx.ModelProto:
     return importer.simplify(onnx.load(models.path(name)))
 
 
+@functools.cache
+def stored(name: str) -> onnx.ModelProto:
+    """The stored model ``name`` as the importer makes it. It has 11 tokens, or images."""
+    shape = [d.dim_value or TOKENS for d in onnx.load(models.path(name)).graph.input[0].type.tensor_type.shape.dim]
+    return importer.load(models.path(name), [1, *shape[1:]])
+
+
 def encoder_model(masked: bool = False) -> onnx.ModelProto:
     """An encoder of token ids; ``masked``: those that are 0 are no keys."""
     net = Encoder()

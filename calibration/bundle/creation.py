@@ -324,28 +324,25 @@ class _Calibrator:
         return [MeasuredCut(*each) for each in zip(spots, histograms, found, weights, strict=True)]
 
     def _histograms(self, head: Head, taps: list[int], spots: Sequence[OfferedCut]) -> list[Histogram]:
-        graph, tensors = self.network.graph, [s.tensor for s in spots]
-        if self.network.source != "u8":
+        floats = [s.tensor for s in spots if s.quantization is None]
+        coded = {s.tensor: tap for tap, s in zip(taps, spots, strict=True) if s.quantization is not None}
 
-            def values() -> dict[str, NDArray[Any]]:
-                found = activations.count_values(self.model, graph, tensors, self.samples, self._progress)
-                return {f"values {t}": v for t, (v, _) in found.items()} | {
-                    f"counts {t}": c for t, (_, c) in found.items()
-                }
+        def values() -> dict[str, NDArray[Any]]:
+            found = activations.count_values(self.model, self.network.graph, floats, self.samples, self._progress)
+            return {f"values {t}": v for t, (v, _) in found.items()} | {f"counts {t}": c for t, (_, c) in found.items()}
 
-            counted = self._kept("histograms", values)
-            return [Histogram(counted[f"values {t}"], counted[f"counts {t}"]) for t in tensors]
-        made = self._kept(
-            "histograms",
-            lambda: dict(zip(tensors, accuracy.count_codes(head, taps, self.samples, self._progress), strict=True)),
-        )
-        counts = [made[tensor] for tensor in tensors]
-        known = [s.quantization for s in spots]
+        def codes() -> dict[str, NDArray[Any]]:
+            found = accuracy.count_codes(head, list(coded.values()), self.samples, self._progress)
+            return dict(zip(coded, found, strict=True))
+
+        real = self._kept("values", values) if floats else {}
+        counts = self._kept("histograms", codes) if coded else {}
         pictures = [picture_of(p.cut, self.samples.preprocess) for p in self.places if p.offered]
         return [
-            Histogram(q.values(), c, picture)
-            for q, c, picture in zip(known, counts, pictures, strict=True)
-            if q is not None
+            Histogram(real[f"values {s.tensor}"], real[f"counts {s.tensor}"])
+            if s.quantization is None
+            else Histogram(s.quantization.values(), counts[s.tensor], picture)
+            for s, picture in zip(spots, pictures, strict=True)
         ]
 
     def _families(self, head: Head, taps: list[int], spots: Sequence[OfferedCut]) -> list[list[Fitted]]:
@@ -467,7 +464,8 @@ def calibrate(
     if network.source != "u8":
         return Calibration({}, {})
     graph, reachable = network.graph, network.reachable()
-    tensors = [graph.input, *(la.out for la in network.layers if la.out in reachable and la.out in graph.shapes)]
+    held = [la.out for la in network.layers if la.out in reachable and la.out in graph.shapes]
+    tensors = [graph.input, *(tensor for tensor in held if network.dtype(tensor) == "u8")]
     fed = {la.inputs[0] for la in network.layers if isinstance(la, layers.Conv)}
     found = activations.collect_statistics(model, graph, tensors, samples, progress, fed)
     quantizations = {t: activations.quantization(*activations.best_range(s)) for t, s in found.items()}

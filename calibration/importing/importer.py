@@ -16,6 +16,7 @@ from calibration.importing import (
     joining,
     masks,
     outputs,
+    plane_rewrites,
     precision,
     quantized,
     rewrites,
@@ -24,6 +25,7 @@ from calibration.importing import (
 )
 from calibration.importing.graph import Graph, inputs, with_batch
 from calibration.importing.reading import export, read
+from calibration.importing.rows import has_attention, streams_to_rows
 from calibration.importing.sessions import EVERY, OPTIMIZERS, disable, optimized, session, session_options, unoptimized
 from calibration.importing.verify import Reference, resemble
 from splitedge import errors, limits
@@ -37,8 +39,12 @@ BATCH: Final = "batch"
 _REWRITES: Final[dict[str, Callable[[onnx.ModelProto], None]]] = {
     "batch norms": rewrites.batch_norms_to_affine,
     "averages": rewrites.averages_into_weights,
-    "shuffles": rewrites.shuffles_to_gathers,
     "masks": masks.unify,
+    "rows": streams_to_rows,
+    "lines": plane_rewrites.lines_to_planes,
+    "transposed convolutions": plane_rewrites.transposed_convolutions,
+    "forms": plane_rewrites.elementwise_forms,
+    "channels last": plane_rewrites.channels_last_parts,
 }
 #: All steps that can be disabled if they change the answers.
 _STEPS: Final = (*OPTIMIZERS, *_REWRITES, "batch")
@@ -97,13 +103,15 @@ def simplify(model: onnx.ModelProto, without: Collection[str] = ()) -> onnx.Mode
     Each remaining batch norm becomes a Mul and an Add, and padding masks get one form. If the optimizations create
     nonstandard operators, only our own rewrites apply. ``without``: optimizers and rewrites to disable.
     """
+    model = plane_rewrites.group_norms(model)
     off = set(OPTIMIZERS) & set(without)
     if off == set(OPTIMIZERS):
         off, simple = {EVERY}, _copy(model)
     else:
         # This fusion turns a MatMul of rows with a bias into a Gemm between two reshapes, which move rows to the batch
-        # axis.
-        simple = optimized(model, {*off, "MatMulAddFusion"})
+        # axis. Transposes that move into norms and between tokens hide what a head recognizes.
+        skipped = {"MatMulAddFusion", *(["TransposeOptimizer"] if has_attention(model.graph) else [])}
+        simple = optimized(model, {*off, *skipped})
     if any(node.domain for node in simple.graph.node):
         simple = _copy(model)
     standard = [o for o in simple.opset_import if o.domain in {node.domain for node in simple.graph.node} | {""}]

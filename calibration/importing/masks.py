@@ -41,6 +41,7 @@ class _Mask:
 def unify(model: onnx.ModelProto) -> None:
     """Replace every padding mask in ``model`` with Where(ids == pad, `OURS`, 0) of shape [1, 1, 1, T].
 
+    What a mask adds where no token is padding, such as a bias by distance, becomes a constant that is added before it.
     The model's inputs are token ids [1, T]. Masks of other kinds, and those already in this form, stay unchanged.
     """
     graph = Graph.of(model)
@@ -49,12 +50,16 @@ def unify(model: onnx.ModelProto) -> None:
     found = [mask for node in graph.nodes if node.op == "Softmax" and (mask := _mask_of(graph, node))]
     made: dict[int, str] = {}
     for mask in found:
-        if pad_of(graph, mask.tensor) is not None:
+        maker = graph.producer.get(mask.tensor)
+        ours = (mask.tensor, *(maker.inputs if maker is not None and maker.op == "Min" else ()))
+        if any(pad_of(graph, t) is not None for t in ours if t not in graph.constants):
             continue
-        pad = next((p for p in sorted(_pads(graph)) if _leaves_out(model, graph, mask, p)), None)
-        if pad is not None:
-            made[pad] = made.get(pad) or _prepend(model, graph, pad)
-            _replace(model, mask, made[pad])
+        for pad in sorted(_pads(graph)):
+            always = _always(model, graph, mask, pad)
+            if always is not None:
+                made[pad] = made.get(pad) or _prepend(model, graph, pad)
+                _replace(model, mask, made[pad], always)
+                break
     drop_unread(model.graph)
 
 
@@ -101,20 +106,19 @@ def _pads(graph: Graph) -> set[int]:
     return {int(c.reshape(-1)[0]) for c in compared if c.size == 1 and c.reshape(-1)[0] >= 0}
 
 
-def _leaves_out(model: onnx.ModelProto, graph: Graph, mask: _Mask, pad: int) -> bool:
-    """Whether ``mask`` hides exactly the keys whose id is ``pad``."""
+def _always(model: onnx.ModelProto, graph: Graph, mask: _Mask, pad: int) -> NDArray[np.float32] | None:
+    """What ``mask`` adds to the scores without padding, if else it hides exactly the keys whose id is ``pad``."""
     run, shape = _evaluator(model, graph.input, mask.tensor), graph.shapes[mask.scores]
+    always = run(np.full((1, shape[-1]), pad + 1))
     for seed in range(3):
         ids = np.random.default_rng(seed).integers(0, 3, (1, shape[-1])) + pad
         hidden = np.broadcast_to(ids[0] == pad, shape)
-        found = np.broadcast_to(run(ids), shape)
-        if mask.taken is not None:
-            same = bool((found == (hidden == mask.taken)).all())
-        else:
-            same = bool((found[~hidden] == 0).all() and (found[hidden] <= AWAY).all())
-        if not same:
-            return False
-    return True
+        found, usual = (np.broadcast_to(value, shape) for value in (run(ids), always))
+        away = found[hidden] == mask.taken if mask.taken is not None else found[hidden] <= AWAY
+        if not (away.all() and (found[~hidden] == usual[~hidden]).all()):
+            return None
+    added = np.where(always == mask.taken, OURS, 0.0) if mask.taken is not None else always
+    return np.maximum(added, OURS).astype(np.float32)
 
 
 def _evaluator(model: onnx.ModelProto, ids: str, tensor: str) -> Callable[[NDArray[Any]], NDArray[Any]]:
@@ -158,6 +162,29 @@ def _prepend(model: onnx.ModelProto, graph: Graph, pad: int) -> str:
     return names[4]
 
 
-def _replace(model: onnx.ModelProto, mask: _Mask, ours: str) -> None:
-    node = next(n for n in model.graph.node if mask.node.outputs[0] in n.output)
-    node.CopyFrom(helper.make_node("Add", [mask.scores, ours], list(node.output), node.name))
+def _replace(model: onnx.ModelProto, mask: _Mask, ours: str, always: NDArray[np.float32]) -> None:
+    """Add ``always`` to the scores, then the mask ``ours``.
+
+    A score that both hide is hidden once, so that rows without a visible key stay as they were.
+    """
+    out = mask.node.outputs[0]
+    place = next(i for i, n in enumerate(model.graph.node) if out in n.output)
+    hidden = always <= AWAY
+    tables = {
+        "always": np.where(hidden, np.float32(0), always),
+        "far": np.where(hidden, np.float32(OURS), np.float32(0)),
+    }
+    scores, made = mask.scores, []
+    for part, table in tables.items():
+        if table.any():
+            model.graph.initializer.append(numpy_helper.from_array(table, f"{out}@{part}"))
+    if tables["always"].any():
+        made.append(helper.make_node("Add", [scores, f"{out}@always"], [f"{out}@biased"], f"{out}@biased"))
+        scores = f"{out}@biased"
+    if tables["far"].any():
+        made.append(helper.make_node("Min", [f"{out}@far", ours], [f"{out}@mask"], f"{out}@mask"))
+        ours = f"{out}@mask"
+    made.append(helper.make_node("Add", [scores, ours], [out], mask.node.name))
+    others = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*others[:place], *made, *others[place + 1 :]])

@@ -88,37 +88,6 @@ def averages_into_weights(model: onnx.ModelProto) -> None:
         graph.node.remove(node)
 
 
-def shuffles_to_gathers(model: onnx.ModelProto) -> None:
-    """Replace a shuffle of channels, [N, C, H, W] to [N, G, C / G, H, W], turned and joined again, by a Gather."""
-    graph = model.graph
-    shapes = {
-        one.name: [dim.dim_value for dim in one.type.tensor_type.shape.dim]
-        for one in [*infer_shapes(model).graph.value_info, *graph.input, *graph.output]
-    }
-    makers = {t: n for n in graph.node for t in n.output}
-    readers = Counter(t for n in graph.node for t in n.input)
-    for last in [n for n in graph.node if n.op_type == "Reshape"]:
-        turn = makers.get(last.input[0])
-        first = makers.get(turn.input[0]) if turn is not None and turn.op_type == "Transpose" else None
-        if turn is None or first is None or first.op_type != "Reshape":
-            continue
-        before, parts = shapes.get(first.input[0], []), shapes.get(first.output[0], [])
-        perm = next((list(a.ints) for a in turn.attribute if a.name == "perm"), [])
-        whole = (
-            len(before) == 4 and len(parts) == 5 and before[2:] == parts[3:] and before == shapes.get(last.output[0])
-        )
-        if not whole or perm != [0, 2, 1, 3, 4] or readers[first.output[0]] > 1 or readers[turn.output[0]] > 1:
-            continue
-        places = np.arange(before[1]).reshape(parts[1], parts[2]).T.reshape(-1)
-        name = f"{last.output[0]}@places"
-        graph.initializer.append(onnx.numpy_helper.from_array(places.astype(np.int64), name))
-        gather = onnx.helper.make_node("Gather", [first.input[0], name], [last.output[0]], last.name, axis=1)
-        position = list(graph.node).index(last)
-        for node in (first, turn, last):
-            graph.node.remove(node)
-        graph.node.insert(position - 2, gather)
-
-
 def _weight(name: str, values: NDArray[np.float64]) -> onnx.TensorProto:
     return onnx.numpy_helper.from_array(values.astype(np.float32), name)
 

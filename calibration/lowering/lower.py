@@ -35,6 +35,7 @@ from splitedge.head.verify import MAX_REAL, hwc, inputs
 from splitedge.protocol.messages import Preprocess
 
 F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
 #: Weight bits 2..8: one number for all layers, or one per layer by its output tensor (`Network.weighted`). In place of
 #: a number, an even grid of `Calibration.roundings` is valid too (`rounder.EVEN`).
 Bits: TypeAlias = int | Mapping[str, int]
@@ -278,7 +279,8 @@ class _Lowering:
 
     def stream(self, name: str, shape: list[int]) -> int:
         """Add the tensor ``name`` of a transformer's stream."""
-        self.tensors.append(seg.Tensor(list(shape), 1.0, 0, 0, self.network.dtype(name)))
+        kind = self.network.source if name == self.network.graph.input else "f32"
+        self.tensors.append(seg.Tensor(list(shape), 1.0, 0, 0, kind))
         self.index[name] = len(self.tensors) - 1
         return self.index[name]
 
@@ -306,8 +308,21 @@ class _Lowering:
 
     def out(self, layer: Layer, shape: list[int] | None = None, like: int | None = None) -> int:
         """Add the layer's output tensor, with its own codes or those of the tensor ``like``."""
-        codes = self.calibration.quantizations[layer.out] if like is None else self.quantization(like)
+        codes = self.codes(layer.out) if like is None else self.quantization(like)
         return self.tensor(layer.out, self.network.graph.stored_shape(layer.out) if shape is None else shape, codes)
+
+    def codes(self, name: str) -> Quantization:
+        """The codes of a tensor of the model, or of the one that it is a part of (``name@part``)."""
+        known = self.calibration.quantizations
+        return known[name] if name in known else known[name.rpartition("@")[0]]
+
+    def negated(self, tensor: int, label: str) -> int:
+        """The tensor times -1, exactly: code 255 - q, and the zero point alike."""
+        codes = self.quantization(tensor)
+        shape = self.tensors[tensor].shape
+        minus = self.tensor(f"{tensor}@minus", shape, Quantization(codes.scale, 255 - codes.zero_point))
+        self.ops.append(seg.Lut(label, minus, tensor, self.table(lambda: np.arange(255, -1, -1, dtype=np.uint8))))
+        return minus
 
     def quantization(self, tensor: int) -> Quantization:
         return Quantization(self.tensors[tensor].scale, self.tensors[tensor].zero_point)
@@ -376,10 +391,12 @@ def _conv(work: _Lowering, layer: layers.Conv) -> None:
 
 def _binary(work: _Lowering, layer: layers.Binary) -> None:
     a, b = (work.index[t] for t in layer.inputs)
+    if layer.kind == "sub":
+        b = work.negated(b, short(layer.name))
     y = work.out(layer)
     scale_a, scale_b, scale_y = (np.float32(work.tensors[t].scale) for t in (a, b, y))
     lo, hi = work.clamp(layer.clamp, y)
-    if layer.kind == "add":
+    if layer.kind != "mul":
         work.ops.append(seg.Add(short(layer.name), y, a, b, float(scale_a / scale_y), float(scale_b / scale_y), lo, hi))
     else:
         work.ops.append(seg.Mul(short(layer.name), y, a, b, float(scale_a * scale_b / scale_y), lo, hi))
@@ -395,8 +412,8 @@ def _unary(work: _Lowering, layer: layers.Unary) -> None:
 
 def _pool(work: _Lowering, layer: layers.Pool) -> None:
     x = work.index[layer.inputs[0]]
-    y = work.out(layer, like=x if layer.kind == "max" else None)
-    ratio = np.float32(work.tensors[x].scale) / np.float32(work.tensors[y].scale)
+    y = work.out(layer, layer.shape, like=x if layer.kind == "max" else None)
+    ratio = np.float32(work.tensors[x].scale) / np.float32(work.tensors[y].scale) * np.float32(layer.factor)
     lo, hi = work.clamp(layer.clamp, y)
     window = (list(layer.kernel), list(layer.stride), list(layer.pad), layer.count_pad)
     work.ops.append(seg.Pool(short(layer.name), y, x, layer.kind, *window, float(ratio), lo, hi))
@@ -404,7 +421,7 @@ def _pool(work: _Lowering, layer: layers.Pool) -> None:
 
 def _concat(work: _Lowering, layer: layers.Concat) -> None:
     parts = [work.index[t] for t in layer.inputs]
-    y = work.out(layer)
+    y = work.out(layer, layer.shape)
     after = work.quantization(y)
     tables = []
     for part in parts:
@@ -422,13 +439,14 @@ def _transpose(work: _Lowering, layer: layers.Transpose) -> None:
 
 def _view(work: _Lowering, layer: layers.View) -> None:
     x = work.index[layer.inputs[0]]
-    y = work.out(layer, layer.shape, like=x)
+    floats = work.tensors[x].dtype == "f32"
+    y = work.stream(layer.out, layer.shape) if floats else work.out(layer, layer.shape, like=x)
     work.ops.append(seg.View(short(layer.name), y, x, layer.start, layer.sizes, layer.steps))
 
 
 def _reshape(work: _Lowering, layer: layers.Reshape) -> None:
     x = work.index[layer.inputs[0]]
-    if work.network.source != "u8":
+    if work.tensors[x].dtype != "u8":
         work.ops.append(seg.Reshape(short(layer.name), work.stream(layer.out, layer.shape), x))
         return
     work.ops.append(seg.Reshape(short(layer.name), work.out(layer, layer.shape, like=x), x))
@@ -445,6 +463,36 @@ def _pad(work: _Lowering, layer: layers.Pad) -> None:
 def _softmax(work: _Lowering, layer: layers.Softmax) -> None:
     x = work.index[layer.inputs[0]]
     work.ops.append(seg.Softmax(short(layer.name), work.out(layer), x, 0, 255))
+
+
+def _normalize(work: _Lowering, layer: layers.Normalize) -> None:
+    x = work.index[layer.inputs[0]]
+    y = work.out(layer, work.tensors[x].shape)
+    size = layer.rows * work.tensors[x].shape[-1] // layer.groups
+    step = work.tensors[x].scale / size
+    epsilon = float(np.clip(np.float32(layer.epsilon / step**2), np.float32(1e-30), np.float32(1e30)))
+    scale = np.float32(work.tensors[y].scale)
+    gamma, beta = work.floats(layer.gamma / scale), work.floats(layer.beta / scale)
+    lo, hi = work.clamp(layer.clamp, y)
+    groups = (layer.rows, layer.groups)
+    work.ops.append(seg.Normalize(short(layer.name), y, x, *groups, gamma, beta, epsilon, lo, hi))
+
+
+def _resample(work: _Lowering, layer: layers.Resample) -> None:
+    x = work.index[layer.inputs[0]]
+    y = work.out(layer, like=x)
+    (rows, row_weights), (columns, column_weights) = layer.rows, layer.columns
+
+    def put(values: I64 | F32, kind: type) -> int:
+        return work.constants.put(4 * values.size, lambda: values.astype(kind))
+
+    places = (
+        put(rows, np.int32),
+        put(row_weights, np.float32),
+        put(columns, np.int32),
+        put(column_weights, np.float32),
+    )
+    work.ops.append(seg.Resample(short(layer.name), y, x, *places))
 
 
 def _embed(work: _Lowering, layer: layers.Embed) -> None:
@@ -494,6 +542,66 @@ def _mean(work: _Lowering, layer: layers.Mean) -> None:
     work.ops.append(seg.Mean(short(layer.name), y, work.index[layer.inputs[0]], layer.first, layer.count))
 
 
+def _function(work: _Lowering, layer: layers.Function) -> None:
+    x = work.index[layer.inputs[0]]
+    work.ops.append(seg.Function(short(layer.name), work.stream(layer.out, work.tensors[x].shape), x, layer.kind))
+
+
+def _gate(work: _Lowering, layer: layers.Gate) -> None:
+    x = work.index[layer.inputs[0]]
+    *rows, channels = work.tensors[x].shape
+    work.ops.append(seg.Gate(short(layer.name), work.stream(layer.out, [*rows, channels // 2]), x, layer.kind))
+
+
+def _rms_norm(work: _Lowering, layer: layers.RmsNorm) -> None:
+    x = work.index[layer.inputs[0]]
+    y = work.stream(layer.out, work.tensors[x].shape)
+    work.ops.append(seg.RmsNorm(short(layer.name), y, x, work.floats(layer.gamma), layer.epsilon))
+
+
+def _sum(work: _Lowering, layer: layers.Sum) -> None:
+    a, b = (work.index[t] for t in layer.inputs)
+    work.ops.append(seg.Sum(short(layer.name), work.stream(layer.out, work.tensors[a].shape), a, b))
+
+
+def _rotary(work: _Lowering, layer: layers.Rotary) -> None:
+    x = work.index[layer.inputs[0]]
+    y = work.stream(layer.out, work.tensors[x].shape)
+    tokens, _, size = layer.table.shape
+    work.ops.append(seg.Rotary(short(layer.name), y, x, layer.heads, size, tokens, work.floats(layer.table)))
+
+
+def _window_attention(work: _Lowering, layer: layers.WindowAttention) -> None:
+    x, *ids = (work.index[t] for t in layer.inputs)
+    rows, width = work.tensors[x].shape
+    y = work.stream(layer.out, [rows, width // 3])
+    bias, values, places = -1, 0, -1
+    if layer.bias is not None:  # each value once: relative positions repeat
+        found, where = np.unique(layer.bias.reshape(layer.heads, -1), axis=1, return_inverse=True)
+        bias, values = work.floats(found), found.shape[1]
+        places = work.constants.put(4 * where.size, lambda: where.astype(np.int32))
+    mask = -1 if layer.mask is None else work.floats(layer.mask)
+    given = layer.heads, layer.factor, layer.windows, ids[0] if ids else -1, layer.pad
+    work.ops.append(seg.WindowAttention(short(layer.name), y, x, *given, bias, values, places, mask))
+
+
+def _gather(work: _Lowering, layer: layers.Gather) -> None:
+    x = work.index[layer.inputs[0]]
+    y = work.stream(layer.out, [len(layer.rows), work.tensors[x].shape[-1]])
+    rows = work.constants.put(4 * len(layer.rows), lambda: layer.rows.astype(np.int32))
+    work.ops.append(seg.Gather(short(layer.name), y, x, rows))
+
+
+def _quantize(work: _Lowering, layer: layers.Quantize) -> None:
+    x = work.index[layer.inputs[0]]
+    work.ops.append(seg.Quantize(short(layer.name), work.out(layer, layer.shape), x))
+
+
+def _dequantize(work: _Lowering, layer: layers.Dequantize) -> None:
+    x = work.index[layer.inputs[0]]
+    work.ops.append(seg.Dequantize(short(layer.name), work.stream(layer.out, layer.shape), x))
+
+
 _LOWER: dict[type, Callable[..., None]] = {
     layers.Conv: _conv,
     layers.Binary: _binary,
@@ -512,6 +620,17 @@ _LOWER: dict[type, Callable[..., None]] = {
     layers.Patches: _patches,
     layers.Position: _position,
     layers.Mean: _mean,
+    layers.Normalize: _normalize,
+    layers.Resample: _resample,
+    layers.Function: _function,
+    layers.Gate: _gate,
+    layers.RmsNorm: _rms_norm,
+    layers.Sum: _sum,
+    layers.Rotary: _rotary,
+    layers.WindowAttention: _window_attention,
+    layers.Gather: _gather,
+    layers.Quantize: _quantize,
+    layers.Dequantize: _dequantize,
 }
 
 

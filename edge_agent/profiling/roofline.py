@@ -137,6 +137,8 @@ def products(op: seg.AnyOp, header: seg.Header) -> int:
         return math.prod(out.shape) * source.shape[-1]
     if isinstance(op, seg.Attention):
         return 2 * out.shape[0] * math.prod(out.shape)
+    if isinstance(op, seg.WindowAttention):
+        return 2 * out.shape[0] // op.windows * math.prod(out.shape)
     return predict.op_macs(op, header)
 
 

@@ -284,3 +284,65 @@ def softmax(arena, x, y, rows, columns, scale_x, scale_y, output, exps):
             total = total + lanes[lane]
         for c in range(columns):
             target[c] = _code(exps[c] / total / scale_y, output)
+
+
+# --- norms and resizing -----------------------------------------------------------------------------------------------
+
+
+class Blocks(NamedTuple):
+    """The blocks of `normalize` over x [R, channels]: ``rows`` rows each, and ``groups`` groups of channels."""
+
+    x: int
+    y: int
+    rows: int
+    channels: int
+    groups: int
+
+
+@inline
+def normalize(arena, blocks, first, last, gamma, beta, epsilon, output):
+    """Normalize the groups ``first`` to ``last``, counted through all blocks."""
+    width, channels = blocks.channels // blocks.groups, blocks.channels
+    n = np.int64(blocks.rows * width)
+    for i in range(first, last):
+        start = i // blocks.groups * blocks.rows * channels + i % blocks.groups * width
+        column = i % blocks.groups * width
+        total, squares = np.int64(0), np.int64(0)
+        for r in range(blocks.rows):
+            source = arena[blocks.x + start + r * channels :][:width]
+            own, square = np.int32(0), np.int64(0)
+            for c in range(width):
+                own += np.int32(source[c])
+                square += np.int64(np.int32(source[c]) * np.int32(source[c]))
+            total += np.int64(own)
+            squares += square
+        inverse = np.float32(1.0) / np.sqrt(np.float32(n * squares - total * total) + epsilon)
+        for r in range(blocks.rows):
+            source = arena[blocks.x + start + r * channels :][:width]
+            target = arena[blocks.y + start + r * channels :][:width]
+            for c in range(width):
+                scaled = np.float32(n * np.int64(source[c]) - total) * inverse
+                target[c] = _code(scaled * gamma[column + c] + beta[column + c], output)
+
+
+@inline
+def resample(arena, x, window, y, places, weights, part):
+    """Compute one part of y [OH, OW, C]; ``places`` and ``weights``: of the rows, then of the columns."""
+    channels, tall, wide = window.channels, window.out_height, window.out_width
+    first, last = share(tall, part)
+    for oy in range(first, last):
+        row, next_row = np.int64(places[oy]), min(np.int64(places[oy]) + 1, window.height - 1)
+        v = weights[oy]
+        for ox in range(wide):
+            column = np.int64(places[tall + ox])
+            next_column, u = min(column + 1, window.width - 1), weights[tall + ox]
+            a = arena[x + (row * window.width + column) * channels :][:channels]
+            b = arena[x + (row * window.width + next_column) * channels :][:channels]
+            c = arena[x + (next_row * window.width + column) * channels :][:channels]
+            d = arena[x + (next_row * window.width + next_column) * channels :][:channels]
+            target = arena[y + (oy * wide + ox) * channels :][:channels]
+            for i in range(channels):
+                above = np.float32(a[i]) + (np.float32(b[i]) - np.float32(a[i])) * u
+                below = np.float32(c[i]) + (np.float32(d[i]) - np.float32(c[i])) * u
+                value = above + (below - above) * v
+                target[i] = np.uint8(np.int32((value + _ROUND) - _ROUND))

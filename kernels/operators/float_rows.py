@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from kernels import emit, reference
-from kernels.define import cgutils, intrinsic, ir, types
+from kernels.define import cgutils, inline, intrinsic, ir, types
 from kernels.emit import FLOAT, I8, I32, I64, PTR
 
 WIDE: Final = 16  # lanes of every sum, on every instruction set
@@ -94,10 +94,11 @@ class Block:
     def load(self, row: ir.Value) -> Lanes:
         return Lanes(self.b, emit.load(self.b, _FLOATS, row, self.b.mul(self.start, I64(4))))
 
-    def load_bytes(self, row: ir.Value) -> Lanes:
-        """Signed bytes as floats."""
+    def load_bytes(self, row: ir.Value, signed: bool = True) -> Lanes:
+        """Bytes as floats."""
         small = emit.load(self.b, emit.vector(I8, WIDE), row, self.start)
-        return Lanes(self.b, self.b.sitofp(self.b.sext(small, _INTS), _FLOATS))
+        wide = self.b.sext(small, _INTS) if signed else self.b.zext(small, _INTS)
+        return Lanes(self.b, self.b.sitofp(wide, _FLOATS))
 
     def store(self, value: Lanes, row: ir.Value) -> None:
         """Store only elements of the row."""
@@ -391,27 +392,6 @@ def _softmax_row(b: ir.IRBuilder, x: ir.Value, n: ir.Value, codes: ir.Value, sca
 
 
 @intrinsic
-def gelu_row(typingctx, x, n):
-    """x = gelu(x) in place: `reference.gelu`."""
-
-    def body(b, x, n):
-        x = pointer(b, x)
-
-        def step(block):
-            value = block.load(x)
-            z = (value * float(reference._SQRT_HALF)).above(-4.0).below(4.0)
-            square = z * z
-            erf = z * _polynomial(square, reference._ERF_TOP) / _polynomial(square, reference._ERF_BOTTOM)
-            half = value * 0.5
-            block.store(half + half * erf, x)
-            return []
-
-        _sweep(b, n, step)
-
-    return call("gelu_row", body, x, n)
-
-
-@intrinsic
 def add_row(typingctx, y, x, n):
     """y = y + x."""
 
@@ -471,3 +451,193 @@ def embed_row(typingctx, w, n, scale, position, y):
         _sweep(b, n, step)
 
     return call("embed_row", body, w, n, scale, position, y)
+
+
+# --- functions of single elements -------------------------------------------------------------------------------------
+
+
+def _sigmoid(x: Lanes) -> Lanes:
+    """`reference.sigmoid`."""
+    b = x.b
+    zero = Lanes(b, _zeros())
+    size = Lanes(b, b.select(b.fcmp_ordered(">", x.value, zero.value), x.value, (zero - x).value))
+    e = _exp(zero - size)
+    above = Lanes(b, e._other(1.0)) / (e + 1.0)
+    return Lanes(b, b.select(b.fcmp_ordered("<", x.value, zero.value), (e * above).value, above.value))
+
+
+def _gelu(x: Lanes) -> Lanes:
+    """`reference.gelu`."""
+    z = (x * float(reference._SQRT_HALF)).above(-4.0).below(4.0)
+    square = z * z
+    erf = z * _polynomial(square, reference._ERF_TOP) / _polynomial(square, reference._ERF_BOTTOM)
+    half = x * 0.5
+    return half + half * erf
+
+
+def _hard_swish(x: Lanes) -> Lanes:
+    return x * (x * float(reference._SIXTH) + 0.5).above(0.0).below(1.0)
+
+
+def _rows(name: str, compute: Callable[..., Lanes]) -> Any:
+    """An intrinsic (x, n, y): y = ``compute``(x) for float32 rows of n elements; y may be x."""
+
+    @intrinsic
+    def row(typingctx: Any, x: Any, n: Any, y: Any) -> Any:
+        def body(b: ir.IRBuilder, x: ir.Value, n: ir.Value, y: ir.Value) -> None:
+            x, y = pointer(b, x), pointer(b, y)
+
+            def step(block: Block) -> list[ir.Value]:
+                block.store(compute(block.load(x)), y)
+                return []
+
+            _sweep(b, n, step)
+
+        return call(name, body, x, n, y)
+
+    return row
+
+
+_relu_row = _rows("relu_row", lambda x: x.above(0.0))
+gelu_row = _rows("gelu_row", _gelu)
+_silu_row = _rows("silu_row", lambda x: x * _sigmoid(x))
+_quick_gelu_row = _rows("quick_gelu_row", lambda x: x * _sigmoid(x * float(reference._QUICK)))
+_sigmoid_row = _rows("sigmoid_row", _sigmoid)
+_tanh_row = _rows("tanh_row", lambda x: _sigmoid(x * 2.0) * 2.0 - 1.0)
+_hard_swish_row = _rows("hard_swish_row", _hard_swish)
+
+
+@inline
+def function_row(kind, x, n, y):
+    """y = the function ``kind`` of `reference.FUNCTIONS` of x [n]; y may be x."""
+    if kind == 0:
+        _relu_row(x, n, y)
+    elif kind == 1:
+        gelu_row(x, n, y)
+    elif kind == 2:
+        _silu_row(x, n, y)
+    elif kind == 3:
+        _quick_gelu_row(x, n, y)
+    elif kind == 4:
+        _sigmoid_row(x, n, y)
+    elif kind == 5:
+        _tanh_row(x, n, y)
+    else:
+        _hard_swish_row(x, n, y)
+
+
+# --- pairs of rows ----------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def mul_row(typingctx, y, x, n):
+    """y = y * x."""
+
+    def body(b, y, x, n):
+        y, x = pointer(b, y), pointer(b, x)
+
+        def step(block):
+            block.store(block.load(y) * block.load(x), y)
+            return []
+
+        _sweep(b, n, step)
+
+    return call("mul_row", body, y, x, n)
+
+
+@intrinsic
+def sum_row(typingctx, a, x, n, y):
+    """y = a + x."""
+
+    def body(b, a, x, n, y):
+        a, x, y = (pointer(b, p) for p in (a, x, y))
+
+        def step(block):
+            block.store(block.load(a) + block.load(x), y)
+            return []
+
+        _sweep(b, n, step)
+
+    return call("sum_row", body, a, x, n, y)
+
+
+@intrinsic
+def turn_row(typingctx, x, partner, n, own, other, y):
+    """y = x * own + partner * other: one half of a group of `reference.rotary`."""
+
+    def body(b, x, partner, n, own, other, y):
+        x, partner, own, other, y = (pointer(b, p) for p in (x, partner, own, other, y))
+
+        def step(block):
+            block.store(block.load(x) * block.load(own) + block.load(partner) * block.load(other), y)
+            return []
+
+        _sweep(b, n, step)
+
+    return call("turn_row", body, x, partner, n, own, other, y)
+
+
+@intrinsic
+def rms_row(typingctx, x, n, gamma, epsilon, y):
+    """`reference.rms_norm` of x [n]. y may be x."""
+
+    def body(b, x, n, gamma, epsilon, y):
+        x, gamma, y = (pointer(b, p) for p in (x, gamma, y))
+
+        def squares(block, sums):
+            value = block.load(x)
+            return [(Lanes(b, sums) + (value * value).kept(block.mask, 0.0)).value]
+
+        mean = b.fdiv(_halves(b, _sweep(b, n, squares, _zeros())[0], b.fadd), b.sitofp(n, FLOAT))
+        sqrt = cgutils.get_or_insert_function(b.module, ir.FunctionType(FLOAT, [FLOAT]), "llvm.sqrt.f32")
+        inverse = b.fdiv(FLOAT(1.0), b.call(sqrt, [b.fadd(mean, epsilon)]))
+
+        def step(block):
+            block.store(block.load(x) * inverse * block.load(gamma), y)
+            return []
+
+        _sweep(b, n, step)
+
+    return call("rms_row", body, x, n, gamma, epsilon, y)
+
+
+# --- codes ------------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def codes_row(typingctx, x, n, inverse, zero, y):
+    """`reference.quantize` of x float32 [n] to uint8 codes y [n]. Writes only codes of the row."""
+
+    def body(b, x, n, inverse, zero, y):
+        x, y = pointer(b, x), pointer(b, y)
+
+        def step(block):
+            real = (block.load(x) * inverse).above(Lanes(b, emit.splat(b, b.fsub(FLOAT(0.0), zero), WIDE)))
+            real = real.below(Lanes(b, emit.splat(b, b.fsub(FLOAT(255.0), zero), WIDE)))
+            codes = b.trunc((real.rounded() + zero).integers(), emit.vector(I8, WIDE))
+            place = emit.at(b, y, block.start)
+            if block.count is None:
+                emit.store(b, codes, place)
+            else:
+                emit.store_first(b, codes, place, block.count)
+            return []
+
+        _sweep(b, n, step)
+
+    return call("codes_row", body, x, n, inverse, zero, y)
+
+
+@intrinsic
+def values_row(typingctx, x, n, scale, zero, y):
+    """`reference.dequantize` of uint8 codes x [n] to float32 y [n]."""
+
+    def body(b, x, n, scale, zero, y):
+        x, y = pointer(b, x), pointer(b, y)
+
+        def step(block):
+            block.store((block.load_bytes(x, signed=False) - zero) * scale, y)
+            return []
+
+        _sweep(b, n, step)
+
+    return call("values_row", body, x, n, scale, zero, y)

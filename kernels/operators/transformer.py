@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from kernels.define import inline, macro
-from kernels.emit import address
+from kernels.emit import address, read_float32
 from kernels.operators import float_rows
 from kernels.operators.float_gemm import Columns, QuantizedRows, Source, float_gemm, pack
 from kernels.operators.gemm import GROUP, LANES, WEIGHT_BYTES
@@ -52,7 +52,7 @@ def linear(x, m, k, columns, n, gelu, residual, y, scratch):
         rows = QuantizedRows(scratch + first * step, step, row_scale + 4 * first, row_zero + 4 * first)
         float_gemm(rows, count, k, columns, n, target, 4 * n)
         if gelu:
-            float_rows.gelu_row(target, count * n)
+            float_rows.gelu_row(target, count * n, target)
         if residual != 0:
             float_rows.add_row(target, residual + 4 * first * n, count * n)
 
@@ -113,6 +113,67 @@ def mean(arena, x, count, n, y):
         float_rows.add_row(base + y, base + x + 4 * t * n, n)
     for i in range(n):
         target[i] = target[i] / np.float32(count)
+
+
+@inline
+def gate(x, m, n, kind, y):
+    """y [m, n] = a function of the first half of the columns of x [m, 2 n], times the second half."""
+    for r in range(m):
+        row, target = x + 8 * r * n, y + 4 * r * n
+        float_rows.function_row(kind, row, n, target)
+        float_rows.mul_row(target, row + 4 * n, n)
+
+
+@inline
+def rms_norm(x, m, n, gamma, epsilon, y):
+    """Norm without a mean of the rows of x [m, n]."""
+    for r in range(m):
+        float_rows.rms_row(x + 4 * r * n, n, gamma, epsilon, y + 4 * r * n)
+
+
+@inline
+def rotary(arena, x, first, last, n, heads, size, table, tokens, y):
+    """Rows ``first`` to ``last`` of `reference.rotary`; ``x`` and ``y`` are offsets of ``arena`` of rows of n columns,
+    ``table`` the address of [tokens, 2, size].
+    """
+    base, half = address(arena), size // 2
+    for r in range(first, last):
+        source, target = x + 4 * r * n, y + 4 * r * n
+        own = table + 8 * (r % tokens) * size
+        other = own + 4 * size
+        for head in range(heads):
+            low = base + source + 4 * head * size
+            into = base + target + 4 * head * size
+            float_rows.turn_row(low, low + 4 * half, half, own, other, into)
+            float_rows.turn_row(low + 4 * half, low, half, own + 4 * half, other + 4 * half, into + 4 * half)
+        done, end = 4 * heads * size, 4 * n
+        kept, copied = arena[source + done : source + end], arena[target + done : target + end]
+        for i in range(end - done):
+            copied[i] = kept[i]
+
+
+@inline
+def gather(arena, x, first, last, row_bytes, rows, y):
+    """Rows ``first`` to ``last`` of y: those of x that the int32 array ``rows`` names; zeros for -1."""
+    for r in range(first, last):
+        target = arena[y + r * row_bytes :][:row_bytes]
+        if rows[r] < 0:
+            target[:] = np.uint8(0)
+        else:
+            source = arena[x + np.int64(rows[r]) * row_bytes :][:row_bytes]
+            for i in range(row_bytes):
+                target[i] = source[i]
+
+
+@inline
+def strided(arena, x, first, last, sizes, steps, y):
+    """Rows ``first`` to ``last`` of y [sizes] (4 axes; a row is the last one) from x: `reference.view` of 4-byte words."""
+    words, width = arena.view(np.uint32), sizes[3]
+    for r in range(first, last):
+        a, b, c = r // (sizes[1] * sizes[2]), r // sizes[2] % sizes[1], r % sizes[2]
+        source, target = x // 4 + a * steps[0] + b * steps[1] + c * steps[2], y // 4 + r * width
+        for d in range(width):
+            words[target + d] = words[source + d * steps[3]]
 
 
 # --- attention --------------------------------------------------------------------------------------------------------
@@ -220,7 +281,7 @@ def _quantize_values(words, counted, count, x, row_bytes, columns, place, scratc
 
 
 class Attention(NamedTuple):
-    """x [tokens, 3 * channels] and y [tokens, channels] as arena offsets, and the parameters of the attention."""
+    """x [windows * tokens, 3 * channels] and y [windows * tokens, channels] as arena offsets, and the parameters."""
 
     x: int
     y: int
@@ -230,11 +291,37 @@ class Attention(NamedTuple):
     factor: np.float32
     ids: int  # offset of int32 [tokens]; -1: every token counts
     pad: int  # the id of tokens that do not count
+    bias: np.int64  # address of float32 [heads, tokens, tokens], added to the scores; 0 for none
+    mask: np.int64  # address of float32 [windows, tokens, tokens], added after it; 0 for none
 
 
 @inline
-def attention(arena, a, first_head, last_head, scratch):
-    """The columns of some heads of y; ``a`` is an `Attention`, ``scratch`` the offset of `attention_scratch` bytes.
+def attention(arena, a, first, last, scratch):
+    """Some heads of y; ``a`` is an `Attention`, ``scratch`` the offset of `attention_scratch` bytes.
+
+    The heads of the first window come first, then those of the second.
+    """
+    for window in range(first // a.heads, (last + a.heads - 1) // a.heads):
+        rows, table = window * a.tokens, 4 * window * a.tokens * a.tokens
+        own = Attention(
+            a.x + 12 * rows * a.channels,
+            a.y + 4 * rows * a.channels,
+            a.tokens,
+            a.channels,
+            a.heads,
+            a.factor,
+            a.ids,
+            a.pad,
+            a.bias,
+            a.mask + table if a.mask != 0 else np.int64(0),
+        )
+        first_head, last_head = max(first - window * a.heads, 0), min(last - window * a.heads, a.heads)
+        _window(arena, own, first_head, last_head, scratch)
+
+
+@inline
+def _window(arena, a, first_head, last_head, scratch):
+    """Some heads of one window.
 
     Keys and values are packed once per head. Scores pass in blocks of rows that stay in the first-level cache.
     """
@@ -255,7 +342,23 @@ def attention(arena, a, first_head, last_head, scratch):
     _quantize_values(words, counted, count, values, 12 * a.channels, columns, place, places, value_bytes, done)
     for head in range(first_head, last_head):
         _pack_head(arena, words, a, head, count, scratch, places, value_bytes)
-        _attend(base, a, head, count, place, places)
+        _attend(arena, words, a, head, count, scratch, places)
+
+
+@inline
+def _add_table(arena, words, counted, count, tokens, scores, step, first, some, table):
+    """Add rows ``first`` to ``first + some`` of a ``table`` [tokens, tokens], at the tokens that count, to scores.
+
+    ``scores``: offset of rows of float32, ``step`` bytes apart.
+    """
+    for r in range(some):
+        row, place = table + 4 * (first + r) * tokens, scores + r * step
+        if count == tokens:
+            float_rows.add_row(address(arena) + place, row, count)
+        else:
+            values = arena[place : place + 4 * count].view(np.float32)
+            for i in range(count):
+                values[i] = values[i] + read_float32(row + 4 * np.int64(words[counted + i]))
 
 
 @macro
@@ -276,9 +379,10 @@ def _pack_head(arena, words, a, head, count, scratch, places, value_bytes):
 
 
 @macro
-def _attend(base, a, head, count, place, places):
+def _attend(arena, words, a, head, count, scratch, places):
     """The products of one head: scores, softmax, and the weighted sum of the values."""
-    size = a.channels // a.heads
+    base = address(arena)
+    size, place = a.channels // a.heads, base + scratch
     list_bytes, head_bytes, zeros = (a.tokens + 31) // 16 * 64, (size + 15) // 16 * 16, place + places.zeros
     scores, weights, weight_scale = place + places.scores, place + places.weights, place + places.weight_scale
     keys = Columns(place + places.key_panels, place + places.key_sum, place + places.key_scale, zeros)
@@ -286,11 +390,18 @@ def _attend(base, a, head, count, place, places):
     values = Columns(
         place + places.value_panels, place + places.value_sum + own, place + places.value_scale + own, zeros
     )
+    counted, table = (scratch + places.counted) // 4, 4 * head * a.tokens * a.tokens
     for first in range(0, a.tokens, BLOCK):
         some = min(BLOCK, a.tokens - first)
         query_scale, query_zero = place + places.query_scale + 4 * first, place + places.query_zero + 4 * first
         queries = QuantizedRows(place + places.queries + first * head_bytes, head_bytes, query_scale, query_zero)
         float_gemm(queries, some, size, keys, count, scores, list_bytes)
+        if a.bias != 0:
+            at = scratch + places.scores
+            _add_table(arena, words, counted, count, a.tokens, at, list_bytes, first, some, a.bias + table)
+        if a.mask != 0:
+            at = scratch + places.scores
+            _add_table(arena, words, counted, count, a.tokens, at, list_bytes, first, some, a.mask)
         float_rows.softmax_rows(scores, list_bytes, some, count, weights, list_bytes // 4, weight_scale)
         rows = QuantizedRows(weights, list_bytes // 4, weight_scale, zeros)
         float_gemm(rows, some, count, values, size, base + a.y + 4 * (head * size + first * a.channels), 4 * a.channels)

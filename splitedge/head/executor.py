@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import emit, team
+from kernels import emit, reference, team
 from kernels.operators import conv, depthwise, gemm, transformer
 from kernels.program import OPERATOR, Kind, Memory, dismiss, operator_sets, run
 from splitedge import limits
@@ -260,7 +260,7 @@ def _lower(segment: seg.Segment, weights: dict[int, NDArray[np.int8]], threads: 
         if isinstance(op, seg.Conv):
             kinds.append(_lower_conv(low, op, weights[i]))
             macs.append(math.prod(low.tensor(op.out).shape) * weights[i][0].size)
-        elif isinstance(op, seg.Linear | seg.Embed | seg.Attention):
+        elif isinstance(op, seg.Linear | seg.Embed | seg.Attention | seg.WindowAttention):
             kinds.append(type(op).__name__.lower())
             macs.append(_lower_transformer(low, op, weights.get(i)))
         else:
@@ -394,6 +394,10 @@ def _lower_strided(
     """Elements of x from ``start`` on: one for each index below ``sizes``, ``steps`` apart."""
     missing = 4 - len(sizes)
     fields = {"sizes": [1] * missing + sizes, "steps": [0] * missing + steps}
+    if low.tensor(op.x).dtype == "f32":
+        place = low.tensor(op.x).offset + 4 * start
+        low.row(Kind.VIEW, op.x, op.out, x=place, height=math.prod(sizes) // sizes[-1], channels=1, **fields)
+        return
     low.row(Kind.TRANSPOSE, op.x, op.out, x=low.tensor(op.x).offset + start, **fields)
 
 
@@ -444,10 +448,32 @@ def _lower_mean(low: _Lowering, op: seg.Mean) -> None:
     low.row(Kind.MEAN, op.x, op.out, x=first, height=op.count, channels=channels)
 
 
-def _lower_transformer(low: _Lowering, op: seg.Linear | seg.Embed | seg.Attention, w: NDArray[np.int8] | None) -> int:
+def _lower_normalize(low: _Lowering, op: seg.Normalize) -> None:
+    *rows, channels = low.tensor(op.x).shape
+    fields = {"height": op.rows, "width": math.prod(rows) // op.rows, "channels": channels, "groups": op.groups}
+    gamma, beta = low.floats_at(op.gamma, channels), low.floats_at(op.beta, channels)
+    places = {"multiplier": gamma, "floats": beta, "lo": op.lo, "hi": op.hi}
+    low.row(Kind.NORMALIZE, op.x, op.out, **fields, **places, epsilon=op.epsilon)
+
+
+def _lower_resample(low: _Lowering, op: seg.Resample) -> None:
+    x, y = low.tensor(op.x).shape, low.tensor(op.out).shape
+    blob = low.segment.blob
+    ends = ((op.rows, op.row_weights, y[0]), (op.columns, op.column_weights, y[1]))
+    places = np.concatenate([blob[place : place + 4 * n].view(np.int32) for place, _, n in ends])
+    weights = np.concatenate([blob[weight : weight + 4 * n].view(np.float32) for _, weight, n in ends])
+    sizes = {"height": x[0], "width": x[1], "channels": x[2], "out_height": y[0], "out_width": y[1]}
+    low.row(Kind.RESAMPLE, op.x, op.out, **sizes, bias=low.biases.put(places), multiplier=low.multipliers.put(weights))
+
+
+def _lower_transformer(
+    low: _Lowering, op: seg.Linear | seg.Embed | seg.Attention | seg.WindowAttention, w: NDArray[np.int8] | None
+) -> int:
     """Lower an operator with products or weights; return the number of its products."""
     if isinstance(op, seg.Attention):
         return _lower_attention(low, op)
+    if isinstance(op, seg.WindowAttention):
+        return _lower_window_attention(low, op)
     assert w is not None
     return _lower_embed(low, op, w) if isinstance(op, seg.Embed) else _lower_linear(low, op, w)
 
@@ -467,6 +493,33 @@ def _lower_attention(low: _Lowering, op: seg.Attention) -> int:
         pad_token=op.pad,
     )
     return 2 * tokens * tokens * channels
+
+
+def _lower_window_attention(low: _Lowering, op: seg.WindowAttention) -> int:
+    rows, channels = low.tensor(op.out).shape
+    tokens = rows // op.windows
+    low.scratch = max(low.scratch, transformer.attention_scratch(tokens, channels, op.heads))
+    low.row(
+        Kind.WINDOW_ATTENTION,
+        op.x,
+        op.out,
+        height=tokens,
+        channels=channels,
+        heads=op.heads,
+        factor=op.factor,
+        windows=op.windows,
+        ids=-1 if op.ids == -1 else low.tensor(op.ids).offset,
+        pad_token=op.pad,
+        added_bias=-1 if op.bias == -1 else low.multipliers.put(_bias(low.segment.blob, op, tokens)),
+        added_mask=-1 if op.mask == -1 else low.floats_at(op.mask, op.windows * tokens * tokens),
+    )
+    return 2 * rows * tokens * channels
+
+
+def _bias(blob: U8, op: seg.WindowAttention, tokens: int) -> NDArray[np.float32]:
+    """The bias [heads, T, T] of an attention."""
+    values = blob[op.bias : op.bias + 4 * op.heads * op.values].view(np.float32).reshape(op.heads, op.values)
+    return values[:, blob[op.places : op.places + 4 * tokens * tokens].view(np.int32)]
 
 
 def _lower_embed(low: _Lowering, op: seg.Embed, w: NDArray[np.int8]) -> int:
@@ -506,6 +559,48 @@ def _lower_linear(low: _Lowering, op: seg.Linear, w: NDArray[np.int8]) -> int:
     return row_count * w.size
 
 
+def _lower_function(low: _Lowering, op: seg.Function | seg.Gate) -> None:
+    *rows, channels = low.tensor(op.out).shape
+    kind = Kind.GATE if isinstance(op, seg.Gate) else Kind.FUNCTION
+    number = reference.FUNCTIONS.index(op.kind)
+    low.row(kind, op.x, op.out, height=math.prod(rows), channels=channels, function=number)
+
+
+def _lower_rms_norm(low: _Lowering, op: seg.RmsNorm) -> None:
+    *rows, channels = low.tensor(op.x).shape
+    gamma = low.floats_at(op.gamma, channels)
+    low.row(
+        Kind.RMS_NORM, op.x, op.out, height=math.prod(rows), channels=channels, epsilon=op.epsilon, multiplier=gamma
+    )
+
+
+def _lower_sum(low: _Lowering, op: seg.Sum) -> None:
+    *rows, channels = low.tensor(op.out).shape
+    low.row(Kind.SUM, op.a, op.out, height=math.prod(rows), channels=channels, second=low.tensor(op.b).offset)
+
+
+def _lower_rotary(low: _Lowering, op: seg.Rotary) -> None:
+    rows, channels = low.tensor(op.out).shape
+    fields = {"height": rows, "channels": channels, "out_channels": op.size, "heads": op.heads, "tokens": op.tokens}
+    low.row(Kind.ROTARY, op.x, op.out, **fields, floats=low.floats_at(op.table, 2 * op.tokens * op.size))
+
+
+def _lower_gather(low: _Lowering, op: seg.Gather) -> None:
+    rows, channels = low.tensor(op.out).shape
+    places = low.segment.blob[op.rows : op.rows + 4 * rows].view(np.int32)
+    low.row(Kind.GATHER, op.x, op.out, height=rows, channels=channels, bias=low.biases.put(places))
+
+
+def _lower_quantize(low: _Lowering, op: seg.Quantize) -> None:
+    y = low.tensor(op.out)
+    low.row(Kind.QUANTIZE, op.x, op.out, height=math.prod(y.shape[:-1]), channels=y.shape[-1], scale_y=y.scale)
+
+
+def _lower_dequantize(low: _Lowering, op: seg.Dequantize) -> None:
+    x = low.tensor(op.x)
+    low.row(Kind.DEQUANTIZE, op.x, op.out, height=math.prod(x.shape[:-1]), channels=x.shape[-1], scale_x=x.scale)
+
+
 _LOWER: dict[type, Any] = {
     seg.Add: _lower_pair,
     seg.Mul: _lower_pair,
@@ -521,4 +616,14 @@ _LOWER: dict[type, Any] = {
     seg.Patches: _lower_patches,
     seg.Position: _lower_position,
     seg.Mean: _lower_mean,
+    seg.Normalize: _lower_normalize,
+    seg.Resample: _lower_resample,
+    seg.Function: _lower_function,
+    seg.Gate: _lower_function,
+    seg.RmsNorm: _lower_rms_norm,
+    seg.Sum: _lower_sum,
+    seg.Rotary: _lower_rotary,
+    seg.Gather: _lower_gather,
+    seg.Quantize: _lower_quantize,
+    seg.Dequantize: _lower_dequantize,
 }

@@ -19,7 +19,7 @@ import hashlib
 import math
 import zlib
 from collections.abc import Iterator
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 import msgspec
 import numpy as np
@@ -45,6 +45,10 @@ DICTIONARY: Final = (
 
 
 DTYPES: dict[str, np.dtype[Any]] = {"u8": np.dtype(np.uint8), "f32": np.dtype(np.float32), "i32": np.dtype(np.int32)}
+
+
+#: See `kernels.reference.FUNCTIONS`.
+FunctionKind: TypeAlias = Literal["relu", "gelu", "silu", "quick_gelu", "sigmoid", "tanh", "hard_swish"]
 
 
 class Tensor(msgspec.Struct, omit_defaults=True):
@@ -174,7 +178,7 @@ class View(Op, tag="view"):
     """y = elements of x: those at ``start`` + i . ``steps`` for each index i below ``sizes`` (1 to 4 axes), in order.
 
     Steps count elements of x in its stored order; a step of 0 repeats. So it selects channels, crops, repeats rows and
-    shuffles channels.
+    shuffles channels. x and y are codes, or both f32.
     """
 
     x: int
@@ -292,6 +296,124 @@ class Mean(Op, tag="mean"):
     count: int
 
 
+class Normalize(Op, tag="normalize"):
+    """Layer, group or instance norm of codes by `kernels.reference.normalize`: blocks of ``rows`` rows of x [..., C]
+    and ``groups`` groups of channels get mean 0 and variance 1; then times gamma [C] plus beta [C], both float32.
+
+    gamma and beta are in units of y's scale, and epsilon is (norm's epsilon) * (n / scale_x)^2 for n codes of a group.
+    """
+
+    x: int
+    rows: int
+    groups: int
+    gamma: int
+    beta: int
+    epsilon: float
+    lo: int
+    hi: int
+
+
+class Resample(Op, tag="resample"):
+    """x [H, W, C] to [OH, OW, C] with the same scale by `kernels.reference.resample`: linear between neighbours, or
+    the nearest of them.
+
+    ``rows`` [OH] and ``columns`` [OW] int32: first row and column; ``row_weights`` and ``column_weights`` float32: the
+    share of the next, 0 to 1.
+    """
+
+    x: int
+    rows: int
+    row_weights: int
+    columns: int
+    column_weights: int
+
+
+class Function(Op, tag="function"):
+    """y = a function of each element of x f32, by `kernels.reference.function`."""
+
+    x: int
+    kind: FunctionKind
+
+
+class Gate(Op, tag="gate"):
+    """y = a function of the first half of x f32 [T, 2 C], times the second half: [T, C], by `kernels.reference.gate`."""
+
+    x: int
+    kind: FunctionKind
+
+
+class RmsNorm(Op, tag="rms_norm"):
+    """Norm without a mean over the last axis of x f32, by `kernels.reference.rms_norm`; gamma [C] float32."""
+
+    x: int
+    gamma: int
+    epsilon: float
+
+
+class Sum(Op, tag="sum"):
+    """y = a + b, f32 tensors of one shape."""
+
+    a: int
+    b: int
+
+
+class Rotary(Op, tag="rotary"):
+    """Turns the first ``heads`` groups of D columns of x f32 [R, N] by `kernels.reference.rotary`; row r has the
+    position r mod ``tokens``.
+
+    ``table``: [tokens, 2, D] float32; D is ``size``, an even number.
+    """
+
+    x: int
+    heads: int
+    size: int
+    tokens: int
+    table: int
+
+
+class WindowAttention(Op, tag="window_attention"):
+    """`Attention` within each of ``windows`` groups of T consecutive rows, by `kernels.reference.window_attention`:
+    x [windows * T, 3 C] to [windows * T, C].
+
+    Query i and key j of a head have bias[head, places[i, j]] added to their score, for ``bias`` [heads, values] float32
+    and ``places`` [T, T] int32, and mask[window, i, j] after it; ``bias`` and ``mask`` are -1 for none. ``ids`` needs
+    ``windows`` = 1.
+    """
+
+    x: int
+    heads: int
+    factor: float
+    windows: int
+    ids: int
+    pad: int
+    bias: int
+    values: int
+    places: int
+    mask: int
+
+
+class Gather(Op, tag="gather"):
+    """y [R, C] = the rows of x f32 [N, C] that ``rows`` int32 [R] names; -1 is a row of zeros."""
+
+    x: int
+    rows: int
+
+
+class Quantize(Op, tag="quantize"):
+    """Codes of the values x f32, with the scale and zero point of y, by `kernels.reference.quantize`.
+
+    x and y have as many elements, in one order.
+    """
+
+    x: int
+
+
+class Dequantize(Op, tag="dequantize"):
+    """Values f32 of the codes x, by `kernels.reference.dequantize`; x and y have as many elements, in one order."""
+
+    x: int
+
+
 AnyOp = (
     Conv
     | Add
@@ -311,6 +433,17 @@ AnyOp = (
     | Patches
     | Position
     | Mean
+    | Normalize
+    | Resample
+    | Function
+    | Gate
+    | RmsNorm
+    | Sum
+    | Rotary
+    | WindowAttention
+    | Gather
+    | Quantize
+    | Dequantize
 )
 
 
@@ -321,7 +454,20 @@ def operator(op: Op) -> str:
 
 #: The names of all operators, and of those that every agent knows that does not say which ones it knows.
 OPERATORS: Final = frozenset(str(kind.__struct_config__.tag) for kind in get_args(AnyOp))
-FIRST_OPERATORS: Final = OPERATORS - {"view"}
+FIRST_OPERATORS: Final = OPERATORS - {
+    "view",
+    "normalize",
+    "resample",
+    "function",
+    "gate",
+    "rms_norm",
+    "sum",
+    "rotary",
+    "window_attention",
+    "gather",
+    "quantize",
+    "dequantize",
+}
 
 
 class Golden(msgspec.Struct):
@@ -347,11 +493,17 @@ class Header(msgspec.Struct):
     golden: Golden
 
 
+_REVEALING: Final = (
+    *(Reshape, Transpose, View, Pad, Concat, Embed, Patches, Position),
+    *(Gather, Resample, Rotary, Quantize, Dequantize),
+)
+
+
 def only_moves(header: Header) -> bool:
-    """Whether the head only moves bytes, looks tokens up or adds constants, so its output reveals the input."""
-    return all(
-        isinstance(op, Reshape | Transpose | View | Pad | Concat | Embed | Patches | Position) for op in header.ops
-    )
+    """Whether the head only moves, turns, resizes or converts values, looks tokens up or adds constants, so its output
+    reveals the input.
+    """
+    return all(isinstance(op, _REVEALING) for op in header.ops)
 
 
 class Segment(msgspec.Struct):
@@ -359,6 +511,15 @@ class Segment(msgspec.Struct):
 
     header: Header
     blob: NDArray[np.uint8]
+
+
+def needed(header: Header) -> frozenset[str]:
+    """The operators that an agent must know to run the head.
+
+    Older agents know `View` of codes only. Those that know it of float32 know `Gather` too, which came with it.
+    """
+    floats = any(isinstance(op, View) and header.tensors[op.out].dtype == "f32" for op in header.ops)
+    return frozenset({*map(operator, header.ops), *(["gather"] if floats else [])})
 
 
 def roundup(n: int) -> int:
@@ -443,6 +604,29 @@ def _constants(header: Header, op: AnyOp) -> Iterator[Constant]:
         case Position():
             _side(header, op.out)
             yield Constant(op, "table", "f32", math.prod(header.tensors[op.out].shape))
+        case Normalize():
+            yield Constant(op, "gamma", "f32", _side(header, op.out))
+            yield Constant(op, "beta", "f32", _side(header, op.out))
+        case Resample():
+            for side, field in enumerate(("row", "column")):
+                size = _plane_side(header, op.out, side)
+                yield Constant(op, f"{field}s", "i32", size)
+                yield Constant(op, f"{field}_weights", "f32", size)
+        case RmsNorm():
+            yield Constant(op, "gamma", "f32", _side(header, op.out))
+        case Rotary():
+            yield Constant(op, "table", "f32", 2 * op.tokens * op.size)
+        case WindowAttention():
+            _side(header, op.out)
+            area = (header.tensors[op.out].shape[0] // max(op.windows, 1)) ** 2
+            if op.bias != -1:
+                yield Constant(op, "bias", "f32", op.heads * op.values)
+                yield Constant(op, "places", "i32", area)
+            if op.mask != -1:
+                yield Constant(op, "mask", "f32", op.windows * area)
+        case Gather():
+            _side(header, op.out)
+            yield Constant(op, "rows", "i32", header.tensors[op.out].shape[0])
         case Lut():
             yield Constant(op, "table", "table", compression.TABLE)
         case Concat():
@@ -459,6 +643,17 @@ def _side(header: Header, tensor: int) -> int:
             reason="unknown-tensor",
         )
     return header.tensors[tensor].shape[-1]
+
+
+def _plane_side(header: Header, tensor: int, axis: int) -> int:
+    """The height (axis 0) or the width (1) of a plane."""
+    _side(header, tensor)
+    shape = header.tensors[tensor].shape
+    if len(shape) != 3:
+        raise errors.SegmentError(
+            "the segment resizes a tensor that is no plane; download it again", reason="shapes-differ"
+        )
+    return shape[axis]
 
 
 def _area(op: Conv) -> int:

@@ -80,9 +80,13 @@ def inputs(op: seg.AnyOp) -> list[int]:
     """The tensors that ``op`` reads."""
     if isinstance(op, seg.Concat):
         return list(op.inputs)
-    if isinstance(op, seg.Add | seg.Mul):
+    if isinstance(op, seg.Add | seg.Mul | seg.Sum):
         return [op.a, op.b]
-    optional = op.residual if isinstance(op, seg.Linear) else op.ids if isinstance(op, seg.Attention) else -1
+    optional = -1
+    if isinstance(op, seg.Linear):
+        optional = op.residual
+    elif isinstance(op, seg.Attention | seg.WindowAttention):
+        optional = op.ids
     return [op.x] if optional == -1 else [op.x, optional]
 
 
@@ -175,18 +179,30 @@ def _check_overlap(header: seg.Header) -> None:
 
 # --- one rule for each operator ---------------------------------------------------------------------------------------
 
-_FLOATS = (seg.Linear, seg.Norm, seg.Attention, seg.Patches, seg.Position, seg.Mean)
-_TYPES = {seg.Embed: ("i32", "f32"), **dict.fromkeys(_FLOATS, ("f32", "f32"))}
+_FLOATS = (
+    *(seg.Linear, seg.Norm, seg.Attention, seg.Patches, seg.Position, seg.Mean),
+    *(seg.Function, seg.Gate, seg.RmsNorm, seg.Sum, seg.Rotary, seg.WindowAttention, seg.Gather),
+)
+_TYPES = {
+    seg.Embed: ("i32", "f32"),
+    **dict.fromkeys(_FLOATS, ("f32", "f32")),
+    seg.Quantize: ("f32", "u8"),
+    seg.Dequantize: ("u8", "f32"),
+}
 
 
 def _check_types(header: seg.Header, op: seg.AnyOp) -> None:
     types = [header.tensors[t].dtype for t in (*inputs(op), op.out)]
-    if isinstance(op, seg.Reshape):
-        _check(types[0] == types[1], "types", f"has types that do not fit in {op.name!r}")
+    if isinstance(op, seg.Reshape | seg.View):
+        _check(
+            types[0] == types[1] and (types[0] != "i32" or isinstance(op, seg.Reshape)),
+            "types",
+            f"has types that do not fit in {op.name!r}",
+        )
         return
     source, target = _TYPES.get(type(op), ("u8", "u8"))
     wanted = [source] * (len(types) - 1) + [target]
-    if isinstance(op, seg.Attention) and op.ids != -1:
+    if isinstance(op, seg.Attention | seg.WindowAttention) and op.ids != -1:
         wanted[1] = "i32"
     _check(types == wanted, "types", f"has types that do not fit in {op.name!r}")
 
@@ -272,6 +288,8 @@ def _work(header: seg.Header, op: seg.AnyOp) -> int:
         return outputs * x[-1]
     if isinstance(op, seg.Attention):
         return 2 * outputs * x[0]
+    if isinstance(op, seg.WindowAttention):
+        return 2 * outputs * (x[0] // op.windows)
     if isinstance(op, seg.Mean):
         return outputs * op.count
     return outputs * (op.kernel[0] * op.kernel[1] if isinstance(op, seg.Pool) else 1)
@@ -450,8 +468,12 @@ def _attention(segment: seg.Segment, op: seg.Attention) -> None:
     x, y = _shape(segment, op.x), _shape(segment, op.out)
     fits = len(x) == len(y) == 2 and x == [y[0], 3 * y[1]] and (op.ids == -1 or _shape(segment, op.ids) == y[:1])
     _check(fits, "shapes-differ", f"has shapes that do not fit in {op.name!r}")
+    _check_heads(op, y[0], y[1])
+
+
+def _check_heads(op: seg.Attention | seg.WindowAttention, tokens: int, channels: int) -> None:
     _check(
-        1 <= op.heads <= y[1] and y[1] % op.heads == 0,
+        1 <= op.heads <= channels and channels % op.heads == 0,
         "heads",
         f"has heads that do not divide its channels in {op.name!r}",
     )
@@ -459,8 +481,8 @@ def _attention(segment: seg.Segment, op: seg.Attention) -> None:
     _check(
         _float32(op.factor) and op.factor > 0, "factor", f"has a factor that is not a positive float32 in {op.name!r}"
     )
-    _check(255 * 127 * max(y) < 1 << 31, "overflow", f"could overflow a 32-bit sum in {op.name!r}")
-    _check_scratch(op, transformer.attention_scratch(y[0], y[1], op.heads))
+    _check(255 * 127 * max(tokens, channels) < 1 << 31, "overflow", f"could overflow a 32-bit sum in {op.name!r}")
+    _check_scratch(op, transformer.attention_scratch(tokens, channels, op.heads))
 
 
 def _patches(segment: seg.Segment, op: seg.Patches) -> None:
@@ -484,6 +506,116 @@ def _mean(segment: seg.Segment, op: seg.Mean) -> None:
     _check(inside, "mean-rows", f"averages rows that do not exist in {op.name!r}")
 
 
+def _normalize(segment: seg.Segment, op: seg.Normalize) -> None:
+    shape = _shape(segment, op.x)
+    rows, channels = math.prod(shape[:-1]), shape[-1]
+    _check(shape == _shape(segment, op.out), "shapes-differ", f"has shapes that do not fit in {op.name!r}")
+    whole = 1 <= op.rows <= rows and rows % op.rows == 0 and 1 <= op.groups <= channels and channels % op.groups == 0
+    _check(whole, "groups", f"has groups that do not divide its channels in {op.name!r}")
+    # n^2 * 255^2 in an int64, and a row's sum in an int32
+    _check(op.rows * (channels // op.groups) < 1 << 23, "overflow", f"could overflow a 64-bit sum in {op.name!r}")
+    _check(
+        _float32(op.epsilon) and op.epsilon > 0,
+        "epsilon",
+        f"has an epsilon that is not a positive float32 in {op.name!r}",
+    )
+    _check_codes(op)
+    for offset in (op.gamma, op.beta):
+        _check_floats(segment, op, offset, channels)
+
+
+def _resample(segment: seg.Segment, op: seg.Resample) -> None:
+    x, y = _shape(segment, op.x), _shape(segment, op.out)
+    _check(len(x) == len(y) == 3 and x[2] == y[2], "shapes-differ", f"has shapes that do not fit in {op.name!r}")
+    a, b = segment.header.tensors[op.x], segment.header.tensors[op.out]
+    same = (a.scale, a.zero_point) == (b.scale, b.zero_point)
+    _check(same, "scale-change", f"changes the codes' meaning without arithmetic in {op.name!r}")
+    sides = ((op.rows, op.row_weights, 0), (op.columns, op.column_weights, 1))
+    for places, weights, axis in sides:
+        _check_blob(segment, op, places, 4 * y[axis])
+        _check_blob(segment, op, weights, 4 * y[axis])
+        first = segment.blob[places : places + 4 * y[axis]].view(np.int32)
+        _check(
+            bool(((first >= 0) & (first < x[axis])).all()), "outside-tensor", f"reads outside a tensor in {op.name!r}"
+        )
+        share = segment.blob[weights : weights + 4 * y[axis]].view(np.float32)
+        _check(bool(((share >= 0) & (share <= 1)).all()), "constant", f"has a weight beyond 0 to 1 in {op.name!r}")
+
+
+def _same(segment: seg.Segment, op: seg.Function) -> None:
+    _check(
+        _shape(segment, op.x) == _shape(segment, op.out), "shapes-differ", f"has shapes that do not fit in {op.name!r}"
+    )
+
+
+def _gate(segment: seg.Segment, op: seg.Gate) -> None:
+    x, y = _shape(segment, op.x), _shape(segment, op.out)
+    _check(x == [*y[:-1], 2 * y[-1]], "shapes-differ", f"has shapes that do not fit in {op.name!r}")
+
+
+def _rms_norm(segment: seg.Segment, op: seg.RmsNorm) -> None:
+    shape = _shape(segment, op.x)
+    _check(shape == _shape(segment, op.out), "shapes-differ", f"has shapes that do not fit in {op.name!r}")
+    _check(
+        _float32(op.epsilon) and op.epsilon > 0,
+        "epsilon",
+        f"has an epsilon that is not a positive float32 in {op.name!r}",
+    )
+    _check_floats(segment, op, op.gamma, shape[-1])
+
+
+def _sum(segment: seg.Segment, op: seg.Sum) -> None:
+    fits = _shape(segment, op.a) == _shape(segment, op.b) == _shape(segment, op.out)
+    _check(fits, "shapes-differ", f"has shapes that do not fit in {op.name!r}")
+
+
+def _rotary(segment: seg.Segment, op: seg.Rotary) -> None:
+    x, y = _shape(segment, op.x), _shape(segment, op.out)
+    _check(
+        len(x) == 2 and x == y and 1 <= op.tokens <= x[0] and x[0] % op.tokens == 0,
+        "shapes-differ",
+        f"has shapes that do not fit in {op.name!r}",
+    )
+    inside = op.heads >= 1 and op.size >= 2 and op.size % 2 == 0 and op.heads * op.size <= x[1]
+    _check(inside, "heads", f"turns columns that do not exist in {op.name!r}")
+    _check_floats(segment, op, op.table, 2 * op.tokens * op.size)
+
+
+def _window_attention(segment: seg.Segment, op: seg.WindowAttention) -> None:
+    x, y = _shape(segment, op.x), _shape(segment, op.out)
+    fits = len(x) == len(y) == 2 and x == [y[0], 3 * y[1]] and (op.ids == -1 or _shape(segment, op.ids) == y[:1])
+    _check(fits, "shapes-differ", f"has shapes that do not fit in {op.name!r}")
+    whole = 1 <= op.windows <= y[0] and y[0] % op.windows == 0 and (op.ids == -1 or op.windows == 1)
+    _check(whole, "windows", f"has windows that do not divide its rows in {op.name!r}")
+    tokens = y[0] // op.windows
+    _check_heads(op, tokens, y[1])
+    if op.mask != -1:
+        _check_floats(segment, op, op.mask, op.windows * tokens * tokens)
+    if op.bias == -1:
+        return
+    _check(1 <= op.values <= tokens * tokens, "bias", f"has a bias without values in {op.name!r}")
+    _check_scratch(op, 4 * op.heads * tokens * tokens)
+    _check_floats(segment, op, op.bias, op.heads * op.values)
+    _check_blob(segment, op, op.places, 4 * tokens * tokens)
+    places = segment.blob[op.places : op.places + 4 * tokens * tokens].view(np.int32)
+    inside = bool(((places >= 0) & (places < op.values)).all())
+    _check(inside, "bias", f"has a bias outside its values in {op.name!r}")
+
+
+def _gather(segment: seg.Segment, op: seg.Gather) -> None:
+    x, y = _shape(segment, op.x), _shape(segment, op.out)
+    _check(len(x) == len(y) == 2 and x[1] == y[1], "shapes-differ", f"has shapes that do not fit in {op.name!r}")
+    _check_blob(segment, op, op.rows, 4 * y[0])
+    rows = segment.blob[op.rows : op.rows + 4 * y[0]].view(np.int32)
+    inside = bool(((rows >= -1) & (rows < x[0])).all())
+    _check(inside, "outside-tensor", f"reads outside a tensor in {op.name!r}")
+
+
+def _converted(segment: seg.Segment, op: seg.Quantize | seg.Dequantize) -> None:
+    same = math.prod(_shape(segment, op.x)) == math.prod(_shape(segment, op.out))
+    _check(same, "shapes-differ", f"has shapes that do not fit in {op.name!r}")
+
+
 _RULES: dict[type, Callable[[seg.Segment, Any], None]] = {
     seg.Conv: _conv,
     seg.Add: _same_or_per_channel,
@@ -503,4 +635,15 @@ _RULES: dict[type, Callable[[seg.Segment, Any], None]] = {
     seg.Patches: _patches,
     seg.Position: _position,
     seg.Mean: _mean,
+    seg.Normalize: _normalize,
+    seg.Resample: _resample,
+    seg.Function: _same,
+    seg.Gate: _gate,
+    seg.RmsNorm: _rms_norm,
+    seg.Sum: _sum,
+    seg.Rotary: _rotary,
+    seg.WindowAttention: _window_attention,
+    seg.Gather: _gather,
+    seg.Quantize: _converted,
+    seg.Dequantize: _converted,
 }

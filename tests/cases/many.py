@@ -406,6 +406,59 @@ def _shape_of_itself(file: File) -> None:
     file.add("Reshape", file.add("Flatten", x), shape)
 
 
+def _linear_up_and_down(file: File) -> None:
+    attributes = {"coordinate_transformation_mode": "half_pixel"} if file.opset > 10 else {}
+    inputs = ([file.constant([])] if file.opset in (11, 12) else [""]) if file.opset > 10 else []
+    file.add("Resize", file.last, *inputs, file.constant([1, 1, 2, 3]), mode="linear", **attributes)
+    file.add("AveragePool", kernel_shape=[2, 3], strides=[2, 3])
+
+
+def _transposed_conv_of_phases(file: File) -> None:
+    """Windows that overlap, a norm and a bound behind."""
+    file.add("ConvTranspose", file.last, file.weight(CHANNELS, CHANNELS, 4, 4), strides=[2, 2], pads=[1, 1, 1, 1])
+    _batch_norm(file)
+    file.add("Relu")
+    file.add("AveragePool", kernel_shape=[2, 2], strides=[2, 2])
+
+
+def _group_norm_of_parts(file: File) -> None:
+    file.add("Reshape", file.last, file.ints(0, 2, -1))
+    file.add("InstanceNormalization", file.last, file.constant(np.ones(2)), file.constant(np.zeros(2)))
+    file.add("Reshape", file.last, file.ints(1, CHANNELS, SIDE, SIDE + 2))
+    _with_constant("Mul", CHANNELS, 1, 1)(file)
+    _with_constant("Add", CHANNELS, 1, 1)(file)
+
+
+def _channels_last_block(file: File) -> None:
+    """As ConvNeXt: a layer norm and products of [N, H, W, C], added to what was before."""
+    x = file.last
+    file.add("Transpose", perm=[0, 2, 3, 1])
+    file.add("LayerNormalization", file.last, file.constant(file.random.uniform(0.5, 1.5, CHANNELS)))
+    file.add("MatMul", file.last, file.weight(CHANNELS, 2 * CHANNELS, spread=0.4))
+    file.add("Add", file.last, file.weight(2 * CHANNELS, spread=0.2))
+    file.add("Relu")
+    file.add("MatMul", file.last, file.weight(2 * CHANNELS, CHANNELS, spread=0.3))
+    file.add("Transpose", perm=[0, 3, 1, 2])
+    file.add("Add", file.last, x)
+
+
+def _rows_and_columns(file: File) -> None:
+    """Means of rows plus greatest of columns: both repeat."""
+    x = file.last
+    _reduce(file, "ReduceMean", [3], keepdims=1)
+    rows, file.last = file.last, x
+    _reduce(file, "ReduceMax", [2], keepdims=1)
+    file.add("Add", rows, file.last)
+
+
+def _quotient(file: File) -> None:
+    x = file.last
+    conv(file, CHANNELS, CHANNELS)
+    file.add("Sigmoid")
+    file.add("Add", file.last, file.constant(0.5))
+    file.add("Div", x, file.last)
+
+
 _MAX: Final = 99
 #: Name: first and last operator set, and the operators.
 FEATURES: Final[dict[str, tuple[int, int, Feature]]] = {
@@ -689,6 +742,44 @@ def grey(opset: int) -> tuple[onnx.ModelProto, list[int]]:
     return file.model([1, CLASSES]), [6, 8, 1]
 
 
+#: What `planes` strings together, as `FEATURES`.
+PLANES: Final[dict[str, tuple[int, int, Feature]]] = {
+    "linear up and down": (10, _MAX, _linear_up_and_down),
+    "conv transposed, phases": (7, _MAX, _transposed_conv_of_phases),
+    "group norm of parts": (7, _MAX, _group_norm_of_parts),
+    "channels last block": (17, _MAX, _channels_last_block),
+    "rows and columns": (7, _MAX, _rows_and_columns),
+    "quotient of two": (7, _MAX, _quotient),
+}  # fmt: skip
+
+
+def planes(opset: int) -> tuple[onnx.ModelProto, list[int]]:
+    """Norms, resizing, transposed convolutions and gates of a picture, one behind the other."""
+    file = File([1, 3, SIDE, SIDE + 2], opset, opset, ir=8)
+    conv(file, CHANNELS, 3)
+    for since, until, feature in PLANES.values():
+        if since <= opset <= until:
+            feature(file)
+            conv(file, CHANNELS, CHANNELS, kernel=1)
+            file.add("Relu")
+    return file.model(_pooled_gemm(file)), [SIDE, SIDE + 2, 3]
+
+
+def lines(opset: int) -> tuple[onnx.ModelProto, list[int]]:
+    """Sound: convolutions, pooling and a skip connection along one axis."""
+    file = File([1, 2, 48], opset, opset, ir=7)
+    wide = file.add("Conv", file.last, file.weight(8, 2, 5), file.weight(8, spread=0.3), strides=[2], pads=[2, 2])
+    file.add("Conv", wide, file.weight(8, 4, 3), dilations=[2], pads=[2, 2], group=2)
+    file.add("Relu", file.add("Add", file.last, wide))
+    file.add("MaxPool", kernel_shape=[3], strides=[2], pads=[1, 1])
+    file.add("ConvTranspose", file.last, file.weight(8, 6, 4), strides=[2], pads=[1, 1])
+    file.add("Concat", file.last, wide, axis=1)
+    file.add("GlobalAveragePool")
+    file.add("Flatten")
+    _dense(file, 14)
+    return file.model([1, CLASSES]), [2, 48]
+
+
 def tokens(opset: int) -> tuple[onnx.ModelProto, list[int]]:
     """Token ids, their rows, a product of these, and the mean."""
     file = File([1, 9], opset, opset, ir=8, element=TensorProto.INT64)
@@ -701,7 +792,7 @@ def tokens(opset: int) -> tuple[onnx.ModelProto, list[int]]:
 
 
 TOKENS: Final = 30
-OTHERS: Final = (vectors, rows, grey, tokens)
+OTHERS: Final = (planes, lines, vectors, rows, grey, tokens)
 
 
 def sample(shape: list[int], random: np.random.Generator) -> NDArray[np.float32]:

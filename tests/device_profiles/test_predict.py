@@ -150,6 +150,25 @@ def test_other_operators_of_a_transformer_cost_their_floats(profile):
     assert predict.op_ms(mean, _header([[64, 96], [96]], [mean]), profile) < costs[0]
 
 
+def test_attention_in_windows_costs_less_than_over_all_tokens(profile):
+    def ms(windows: int, bias: int = -1) -> float:
+        op = seg.WindowAttention("w", 1, 0, 4, 0.1, windows, -1, 0, bias, 1, bias, -1)
+        return predict.op_ms(op, _header([[256, 384], [256, 128]], [op]), profile)
+
+    plain = seg.Attention("a", 1, 0, 4, 0.1, -1, 0)
+    assert ms(1) == predict.op_ms(plain, _header([[256, 384], [256, 128]], [plain]), profile)
+    assert ms(4) < ms(1) < ms(1, bias=0)
+
+
+def test_functions_and_moves_of_the_stream_cost_their_floats(profile):
+    shapes = [[64, 96], [64, 96]]
+    for op in (
+        seg.Function("f", 1, 0, "silu"), seg.Gate("g", 1, 0, "gelu"), seg.RmsNorm("r", 1, 0, 0, 1e-5), seg.Sum("s", 1, 0, 0),
+        seg.Rotary("t", 1, 0, 2, 8, 64, 0), seg.Gather("o", 1, 0, 0), seg.Quantize("q", 1, 0), seg.Dequantize("d", 1, 0),
+    ):  # fmt: skip
+        assert profile.overhead.op_us / 1000 < predict.op_ms(op, _header(shapes, [op]), profile) < 1
+
+
 def test_without_own_timings_a_prediction_stands() -> None:
     assert predict.refined([0.0, 3.0, 7.0], {}) == (0.0, 3.0, 7.0)
 

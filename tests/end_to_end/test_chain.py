@@ -106,7 +106,7 @@ async def test_answers_are_those_of_the_integer_network_in_one_piece(boards: Boa
         tail, exact = catalog.tail(bundle, last.cut), bundle.exact_codec(last.cut.index)
         assert last.ladder == [exact]
         for frame, result in zip(frames(4), results, strict=True):
-            codes = whole.run(agent._replanner.plan.engine._codes(frame))  # type: ignore[union-attr]
+            codes = whole.run(agent._replanner.plan.engine._codes(frame)[0])  # type: ignore[union-attr]
             values = codec.decode(codes.tobytes(), exact, codes.shape)
             wanted = answers.pack(tail.run(values), bundle.output, 5)
             told = b"".join(np.uint32(t.index).tobytes() + np.float32(t.probability).tobytes() for t in result.top)

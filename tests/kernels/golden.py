@@ -219,6 +219,37 @@ def norm(twin: bool) -> Iterator[Array]:
         yield from tensors(builder, twin)
 
 
+def normalize(twin: bool) -> Iterator[Array]:
+    """Norms of codes: of each row, of planes, of groups of channels; hardly any spread, and none."""
+    for channels in SIZES:
+        builder = build([3, 6, channels], zero_point=40)
+        b, flat = (
+            builder,
+            builder.append(seg.Lut, [3, 6, channels], x=builder.input, table=builder.constant(np.zeros(256, np.uint8))),
+        )
+        groups = next(g for g in (4, 3, 7, 1) if channels % g == 0)
+        for x, rows, parts in (
+            (b.input, 1, 1),
+            (b.input, 18, channels),
+            (b.input, 18, groups),
+            (b.input, 6, 1),
+            (flat, 1, 1),
+        ):
+            for epsilon in (1e-30, 0.5, 1e6):
+                b.normalize(x, rows, parts, epsilon)
+        yield from tensors(builder, twin)
+
+
+def resample(twin: bool) -> Iterator[Array]:
+    """Planes of every number of channels, larger and smaller, linear and to the nearest."""
+    for channels in SIZES:
+        builder = build([5, 7, channels], zero_point=40)
+        for size in ((5, 7), (10, 21), (3, 4), (1, 1), (11, 2)):
+            builder.resample(builder.input, *size)
+            builder.resample(builder.input, *size, linear=False)
+        yield from tensors(builder, twin)
+
+
 def attention(twin: bool) -> Iterator[Array]:
     """Every number of tokens, all of them counted or some; heads of several sizes."""
     for tokens in SIZES:
@@ -249,6 +280,59 @@ def rows(twin: bool) -> Iterator[Array]:
             y = builder.append(seg.Position, [6 + ahead, wide], dtype="f32", x=x, table=builder.floats(6 + ahead, wide))
             for first, count in ((0, 1), (ahead, 6), (1, 3)):
                 builder.append(seg.Mean, [wide], dtype="f32", x=y, first=first, count=count)
+        yield from tensors(builder, twin)
+
+
+def functions(twin: bool) -> Iterator[Array]:
+    """Each function of rows of every width, alone and as a gate; sums; codes and back."""
+    for channels in SIZES:
+        builder = build([3, 2 * channels], "f32", scale=1.0)
+        x = builder.input
+        for kind in ref.FUNCTIONS:
+            same = builder.append(seg.Function, [3, 2 * channels], dtype="f32", x=x, **{"kind": kind})
+            builder.append(seg.Gate, [3, channels], dtype="f32", x=same, **{"kind": kind})
+            builder.append(seg.Sum, [3, 2 * channels], dtype="f32", a=x, b=same)
+        builder.rms_norm(builder.rms_norm(x))
+        scale = float(np.float32(0.037))
+        codes = builder.append(seg.Quantize, [6, channels], zero_point=77, scale=scale, x=x)
+        builder.append(seg.Dequantize, [3, 2 * channels], dtype="f32", x=codes)
+        for factor in (1, 0, 30, 1e-38, 1e37):
+            yield from tensors(builder, twin, factor)
+
+
+def windows(twin: bool) -> Iterator[Array]:
+    """Attention within windows of every number of tokens, with a bias, a mask, both, or neither; and of some tokens."""
+    for tokens in SIZES[:9]:
+        for heads, size, count in ((1, 1, 3), (2, 3, 2), (3, 8, 1), (2, 15, 4), (1, 33, 1)):
+            builder = build([tokens * count, 3 * heads * size], "f32")
+            for bias, mask in itertools.product((False, True), repeat=2):
+                builder.window_attention(builder.input, heads, count, bias=bias, mask=mask)
+            yield from tensors(builder, twin)
+        builder = build([tokens], "i32")
+        stream = builder.embed(builder.input, 3 * 16)
+        builder.window_attention(stream, 2, ids=builder.input)
+        builder.window_attention(stream, 2, ids=builder.input, mask=False)
+        yield from tensors(builder, twin)
+
+
+def turns(twin: bool) -> Iterator[Array]:
+    """Rotary positions of every size, in rows of one table and of several; rows gathered."""
+    for i, half in enumerate(SIZES[:9]):
+        for heads, count in ((1, 1), (2, 3)):
+            builder = build([5 * count, 2 * heads * half + i], "f32")
+            turned = builder.rotary(builder.input, heads, 2 * half, 5)
+            builder.gather(turned, 17)
+            yield from tensors(builder, twin)
+
+
+def views(twin: bool) -> Iterator[Array]:
+    """Elements of rows: turned, every other one, repeated."""
+    for columns in SIZES:
+        builder = build([6, columns], "f32")
+        for sizes, steps, start in (([columns, 6], [1, columns], 0), ([2, 3, columns], [3 * columns, columns, 1], 0), ([3, 1, 2, columns], [2 * columns, 9, 0, 1], columns)):  # fmt: skip
+            builder.append(
+                seg.View, [math.prod(sizes)], dtype="f32", x=builder.input, start=start, sizes=sizes, steps=steps
+            )
         yield from tensors(builder, twin)
 
 
@@ -396,10 +480,11 @@ def _framed(values: Array) -> Array:
 
 GROUPS: dict[str, Callable[[bool], Iterator[Array]]] = {
     "gemm": gemm, "conv": conv, "depthwise": depthwise, "elementwise": elementwise, "pools": pools, "moves": moves, "softmax": softmax,
-    "linear": linear, "norm": norm, "attention": attention, "embed": embed, "rows": rows, "codec": at_the_cut, "stages": stages, "entropy": entropy_coded,
+    "linear": linear, "norm": norm, "attention": attention, "embed": embed, "rows": rows, "normalize": normalize, "resample": resample, "codec": at_the_cut, "stages": stages, "entropy": entropy_coded,
+    "functions": functions, "windows": windows, "turns": turns, "views": views,
 }  # fmt: skip
 #: Those that need the integer half of the interpreter; the others need its transformers' half, or none.
-INTEGERS = ("gemm", "conv", "depthwise", "elementwise", "pools", "moves", "softmax")
+INTEGERS = ("gemm", "conv", "depthwise", "elementwise", "pools", "moves", "softmax", "normalize", "resample")
 
 
 def digest(group: str, twin: bool = False) -> str:

@@ -33,6 +33,8 @@ MUTATIONS = {
     "zero point of a row": ("operators/float_gemm.py", "centred = b.sub(acc[r * vectors + v], b.mul(total, zero))", "centred = acc[r * vectors + v]", "linear"),
     "order of a sum": ("operators/float_rows.py", "for distance in (8, 4, 2, 1):", "for distance in (1, 2, 4, 8):", "norm"),
     "idle lanes of a softmax": ("operators/float_rows.py", 'kept(block.mask, float("-inf")) - top', "kept(None, 0.0) - top", "attention"),
+    "spread of a group": ("operators/elementwise.py", "n * squares - total * total", "n * squares - total", "normalize"),
+    "last column of a plane": ("operators/elementwise.py", "min(column + 1, window.width - 1)", "min(column + 1, window.width)", "resample"),
     "upper clamp of the codec": ("codec/fused_ir.py", 'fcmp_ordered(">", code, most), most, code)', 'fcmp_ordered(">", code, most), code, code)', "codec"),
     "lower clamp of the codec": ("codec/ranges.py", "v = v if v > np.float32(0) else np.float32(0)  # NaN", "v = v if v > np.float32(1) else np.float32(0)  # NaN", "codec"),
     "place of a code in its lane": ("codec/fused_ir.py", "shifts = [place % 8 for place in places]", "shifts = [place % 7 for place in places]", "codec"),

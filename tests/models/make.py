@@ -26,9 +26,9 @@ from onnx.external_data_helper import set_external_data
 from torch import nn
 
 from calibration.importing.reading import export
-from tests.models import ARCHIVE, WEIGHTS, traced_form
+from tests.models import ARCHIVE, WEIGHTS, encoders, traced_form
 from tests.models.networks import Bert, Classifier, DistilBert, ViT
-from tests.small_transformers import SIZE, TOKENS
+from tests.small_transformers import SIZE, TOKENS, WIDTH
 
 #: Tensors of at least as many bytes are stored once for all models.
 SHARED_BYTES = 64
@@ -60,7 +60,51 @@ def models() -> dict[str, Callable[[], onnx.ModelProto]]:
     for opset, dynamic in itertools.product(BERT_OPSETS, (False, True)):
         made[f"traced-bert-{opset}-{'dynamic' if dynamic else 'fixed'}"] = traced(Bert, inputs, opset, dynamic)
     made["topics"] = traced(Classifier, inputs, 14, True)
+    return made | encoder_models()
+
+
+def encoder_models() -> dict[str, Callable[[], onnx.ModelProto]]:
+    """The networks of `tests.models.encoders`: by tracing at two operator sets, and by torch's newer exporter."""
+    both = texts("input_ids", "attention_mask")
+    tokens = {"x": torch.ones((1, TOKENS, WIDTH))}
+    networks: dict[str, tuple[Callable[[], nn.Module], dict[str, torch.Tensor]]] = {
+        **{
+            f"stack-{kind}-{'pre' if first else 'post'}": (lambda kind=kind, first=first: encoders.Stack(kind, first), tokens)
+            for kind, first in itertools.product(("relu", "gelu"), (False, True))
+        },
+        "torchvision": (encoders.Torchvision, pictures()),
+        "dino": (lambda: encoders.Dino(False, 0), pictures()),
+        "dino-gated": (lambda: encoders.Dino(True, 2), pictures()),
+        **{form: (lambda form=form: encoders.Rotary(form), both) for form in ("nomic", "modern", "llama")},
+        "relative": (lambda: encoders.Relative(False), both),
+        "relative-gated": (lambda: encoders.Relative(True), both),
+        **{f"swin-{form}": (lambda form=form: encoders.Swin(form), pictures()) for form in ("timm", "torchvision")},
+        "mobilevit": (encoders.MobileVit, pictures()),
+        "recognizer": (encoders.Recognizer, pictures()),
+    }  # fmt: skip
+    made: dict[str, Callable[[], onnx.ModelProto]] = {}
+    for name, (make, inputs) in networks.items():
+        made[f"{name}-14"] = traced(make, inputs, 14, False)
+        if name != "recognizer":  # the exporter does not pool over an open axis
+            made[f"{name}-17"] = traced(make, inputs, 17, True)
+        if not name.startswith(("stack-relu", "swin-timm")):  # the exporter fails on a mask of windows
+            made[f"{name}-new"] = exported_anew(make, inputs)
     return made
+
+
+def exported_anew(make: Callable[[], nn.Module], inputs: dict[str, torch.Tensor]) -> Callable[[], onnx.ModelProto]:
+    """What torch's newer exporter makes of the module."""
+
+    def program() -> onnx.ModelProto:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = torch.onnx.export(
+                drawn(make()), tuple(inputs.values()), dynamo=True, input_names=list(inputs), verbose=False
+            )
+        found: onnx.ModelProto = made.model_proto
+        return found
+
+    return program
 
 
 def pictures() -> dict[str, torch.Tensor]:

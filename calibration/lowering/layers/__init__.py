@@ -3,16 +3,19 @@
 network.py      the layers and their network
 planes.py       convolutional networks: uint8 codes between the layers
 streams.py      transformers: a float32 stream between the layers
+mixed.py        networks with both
 attention.py    matches an attention among a graph's operators
 elementwise.py  matches functions such as GELU made of several operators
 norms.py        matches layer norms made of several operators
+terms.py        sums of views times constants, such as rotary positions
 views.py        operators that only move elements
+moves.py        the strided copies of such operators
 """
 
 from __future__ import annotations
 
 from calibration.importing.graph import Graph
-from calibration.lowering.layers import planes, streams
+from calibration.lowering.layers import mixed, planes, streams
 from calibration.lowering.layers.network import (
     F32,
     F64,
@@ -22,23 +25,34 @@ from calibration.lowering.layers.network import (
     Clamp,
     Concat,
     Conv,
+    Dequantize,
     Embed,
+    Function,
+    Gate,
+    Gather,
     Layer,
     Linear,
     Mean,
     Network,
     Norm,
+    Normalize,
     Pad,
     Patches,
     Pool,
     Position,
+    Quantize,
+    Resample,
     Reshape,
+    RmsNorm,
+    Rotary,
     Softmax,
+    Sum,
     Transpose,
     Unary,
     Unsupported,
     View,
     Weighted,
+    WindowAttention,
 )
 
 __all__ = [
@@ -50,23 +64,34 @@ __all__ = [
     "Clamp",
     "Concat",
     "Conv",
+    "Dequantize",
     "Embed",
+    "Function",
+    "Gate",
+    "Gather",
     "Layer",
     "Linear",
     "Mean",
     "Network",
     "Norm",
+    "Normalize",
     "Pad",
     "Patches",
     "Pool",
     "Position",
+    "Quantize",
+    "Resample",
     "Reshape",
+    "RmsNorm",
+    "Rotary",
     "Softmax",
+    "Sum",
     "Transpose",
     "Unary",
     "Unsupported",
     "View",
     "Weighted",
+    "WindowAttention",
     "build",
 ]
 
@@ -75,6 +100,8 @@ def build(graph: Graph) -> Network:
     """The layers of ``graph``. `Network.unsupported` lists the other operators."""
     if streams.is_transformer(graph):
         return streams.build(graph)
+    if mixed.is_mixed(graph):
+        return mixed.build(graph)
     network = Network(graph, [], [], {})
     for node in graph.nodes:
         try:

@@ -9,11 +9,11 @@ from typing import Any, Final
 import numpy as np
 
 from calibration.importing.graph import Graph, Node
-from calibration.lowering.layers.network import F64
+from calibration.lowering.layers.network import F64, FunctionKind
 
-#: Maximum difference from the exact GELU. The tanh approximation differs by 4.8e-4, less than the error of 8-bit
+#: Maximum difference from a function. The tanh approximation of GELU differs by 4.8e-4, less than the error of 8-bit
 #: activations.
-_GELU_ERROR: Final = 1e-3
+_ERROR: Final = 1e-3
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 _COMPUTED: Final[dict[str, Callable[..., Any]]] = {
@@ -24,6 +24,12 @@ _COMPUTED: Final[dict[str, Callable[..., Any]]] = {
     "Pow": np.power,
     "Tanh": np.tanh,
     "Erf": _erf,
+    "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "Relu": lambda x: np.maximum(x, 0),
+    "Gelu": lambda x: x * (1 + _erf(x / math.sqrt(2))) / 2,
+    "HardSigmoid": lambda x, alpha, beta: np.clip(alpha * x + beta, 0, 1),
+    "HardSwish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
+    "Swish": lambda x: x / (1 + np.exp(-x)),
 }
 
 
@@ -65,14 +71,30 @@ def end(graph: Graph, x: str, nodes: Sequence[Node]) -> str | None:
     return outer[0] if len(outer) == 1 and outer[0] != x else None
 
 
-def is_gelu(graph: Graph, x: str, nodes: Sequence[Node], out: str) -> bool:
-    """Whether ``nodes`` compute the GELU of ``x``, or its tanh approximation, as ``out``."""
+def kind(graph: Graph, x: str, nodes: Sequence[Node], out: str) -> FunctionKind | None:
+    """The function of ``x`` that ``nodes`` compute as ``out``, if a head has it."""
     values: dict[str, F64] = {x: np.linspace(-12, 12, 2401)}
     for node in nodes:
         inputs = [values[t] if t in values else graph.constants[t].astype(np.float64).reshape(()) for t in node.inputs]
+        if node.op == "HardSigmoid":
+            inputs += [np.array(node.attrs.get("alpha", 0.2)), np.array(node.attrs.get("beta", 0.5))]
         values[node.outputs[0]] = _COMPUTED[node.op](*inputs)
-    exact = values[x] * (1 + _erf(values[x] / math.sqrt(2))) / 2
-    return bool(np.abs(values[out] - exact).max() < _GELU_ERROR)
+    exact = _functions(values[x])
+    return next((name for name, made in exact.items() if np.abs(values[out] - made).max() < _ERROR), None)
+
+
+def _functions(x: F64) -> dict[FunctionKind, F64]:
+    """The functions of `kernels.reference.function`."""
+    sigmoid = _COMPUTED["Sigmoid"]
+    return {
+        "relu": np.maximum(x, 0),
+        "gelu": _COMPUTED["Gelu"](x),
+        "silu": x * sigmoid(x),
+        "quick_gelu": x * sigmoid(1.702 * x),
+        "sigmoid": sigmoid(x),
+        "tanh": np.tanh(x),
+        "hard_swish": _COMPUTED["HardSwish"](x),
+    }
 
 
 def _known(graph: Graph, node: Node) -> bool:

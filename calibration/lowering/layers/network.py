@@ -55,9 +55,9 @@ class Conv(Weighted):
 
 @dataclass(eq=False)
 class Binary(Layer):
-    """Sum or product of two tensors; the second has the same shape or one value for each channel."""
+    """Sum, product or difference of two tensors; the second has the same shape or one value for each channel."""
 
-    kind: Literal["add", "mul"]
+    kind: Literal["add", "mul", "sub"]
     clamp: Clamp = OPEN
 
 
@@ -70,7 +70,10 @@ class Unary(Layer):
 
 @dataclass(eq=False)
 class Pool(Layer):
-    """Maximum or average of each window. ``count_pad``: an average counts the padding."""
+    """Maximum or average of each window. ``count_pad``: an average counts the padding.
+
+    ``factor``: of the average. ``shape``: stored shape of the output, or None for its own.
+    """
 
     kind: Literal["max", "avg"]
     kernel: tuple[int, int]
@@ -78,11 +81,15 @@ class Pool(Layer):
     pad: tuple[int, int, int, int]
     count_pad: bool = False
     clamp: Clamp = OPEN
+    factor: float = 1.0
+    shape: list[int] | None = None
 
 
 @dataclass(eq=False)
 class Concat(Layer):
-    """Concatenation along the last stored axis."""
+    """Concatenation along the last stored axis. ``shape``: stored shape of the output, or None for its own."""
+
+    shape: list[int] | None = None
 
 
 @dataclass(eq=False)
@@ -119,6 +126,26 @@ class Pad(Layer):
 @dataclass(eq=False)
 class Softmax(Layer):
     """Softmax over the last stored axis."""
+
+
+@dataclass(eq=False)
+class Normalize(Layer):
+    """Blocks of ``rows`` rows and ``groups`` groups of channels with mean 0 and variance 1, times gamma [C] plus beta [C]."""
+
+    gamma: F32
+    beta: F32
+    epsilon: float
+    rows: int = 1
+    groups: int = 1
+    clamp: Clamp = OPEN
+
+
+@dataclass(eq=False)
+class Resample(Layer):
+    """[H, W, C] resized. ``rows`` and ``columns``: the first that each reads, and the share of the next (float32)."""
+
+    rows: tuple[I64, F32]
+    columns: tuple[I64, F32]
 
 
 # Layers of transformers. They read and yield float32 tensors [tokens, channels], the stream.
@@ -192,7 +219,82 @@ class Mean(Layer):
     count: int
 
 
+FunctionKind = Literal["relu", "gelu", "silu", "quick_gelu", "sigmoid", "tanh", "hard_swish"]
+
+
+@dataclass(eq=False)
+class Function(Layer):
+    """A function of each element (`kernels.reference.function`)."""
+
+    kind: FunctionKind
+
+
+@dataclass(eq=False)
+class Gate(Layer):
+    """A function of the first half of the channels, times the second half."""
+
+    kind: FunctionKind
+
+
+@dataclass(eq=False)
+class RmsNorm(Layer):
+    """Norm over the channels without a mean; ``gamma`` is [C]."""
+
+    gamma: F32
+    epsilon: float
+
+
+@dataclass(eq=False)
+class Sum(Layer):
+    """Sum of two tensors of one shape."""
+
+
+@dataclass(eq=False)
+class Rotary(Layer):
+    """Turns the first ``heads`` groups of channels by ``table`` [T, 2, D] (`kernels.reference.rotary`)."""
+
+    heads: int
+    table: F32
+
+
+@dataclass(eq=False)
+class WindowAttention(Attention):
+    """`Attention` within ``windows`` groups of consecutive rows.
+
+    ``bias`` [heads, T, T] and ``mask`` [windows, T, T] are added to the scores.
+    """
+
+    windows: int = 1
+    bias: F32 | None = None
+    mask: F32 | None = None
+
+
+@dataclass(eq=False)
+class Gather(Layer):
+    """The rows of the input by their numbers ``rows``; -1 is a row of zeros."""
+
+    rows: I64
+
+
+@dataclass(eq=False)
+class Quantize(Layer):
+    """Codes of values, as ``shape``."""
+
+    shape: list[int]
+
+
+@dataclass(eq=False)
+class Dequantize(Layer):
+    """Values of codes, as ``shape`` [N, C]."""
+
+    shape: list[int]
+
+
 DType = Literal["u8", "f32", "i32"]
+_OF_VALUES = (
+    *(Embed, Linear, Norm, Attention, Patches, Position, Mean),
+    *(Function, Gate, RmsNorm, Sum, Rotary, Gather, Dequantize),
+)
 
 
 @dataclass
@@ -213,7 +315,12 @@ class Network:
 
         Only its input holds token ids.
         """
-        return self.source if tensor == self.graph.input or self.source == "u8" else "f32"
+        if tensor == self.graph.input:
+            return self.source
+        layer = self.made.get(tensor)
+        while isinstance(layer, Reshape | View):
+            layer = self.made.get(layer.inputs[0])
+        return "f32" if self.source != "u8" or isinstance(layer, _OF_VALUES) else "u8"
 
     @property
     def padding(self) -> int | None:
@@ -264,8 +371,17 @@ class Network:
 
     def alive(self) -> list[Layer]:
         """The layers that the output or an unsupported operator depends on."""
-        roots = {t for node, _ in self.unsupported for t in node.inputs}
-        return self._backwards(roots | {self.graph.output})
+        stopping = {node for node, _ in self.unsupported}
+        roots: set[str] = {self.graph.output}
+        left = [t for node in stopping for t in node.inputs]
+        while left:  # operators that only move elements may have no layer of their own
+            tensor = left.pop()
+            maker = None if tensor in self.made else self.graph.producer.get(tensor)
+            if maker is None:
+                roots.add(tensor)
+            elif maker not in stopping:
+                left += maker.inputs
+        return self._backwards(roots)
 
     def _backwards(self, wanted: set[str], start: str | None = None) -> list[Layer]:
         found = []

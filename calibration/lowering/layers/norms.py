@@ -1,4 +1,8 @@
-"""Matches a layer norm made of single operators: (x - mean) / sqrt(mean of its square + epsilon) x gamma + beta."""
+"""Matches norms made of single operators.
+
+A layer norm is (x - mean) / sqrt(mean of its square + epsilon) x gamma + beta; a norm without a mean is
+x / sqrt(mean of x^2 + epsilon) x gamma.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +18,27 @@ from calibration.lowering.layers.network import Unsupported, argument, scalar
 class Pieces:
     """The norm of ``x`` over its last axis, computed by ``nodes`` as ``out``.
 
-    ``gamma`` and ``beta`` name constants [C].
+    ``gamma`` and ``beta`` name constants [C]; ``beta`` is None where nothing is added. ``centred``: the mean is taken
+    away first.
     """
 
     x: str
     out: str
     gamma: str
-    beta: str
+    beta: str | None
     epsilon: float
     nodes: list[Node]
+    centred: bool = True
 
 
 def pieces(graph: Graph, root: Node) -> Pieces | None:
     """The norm around its Sqrt ``root``, or None."""
-    try:
-        return _pieces(graph, root)
-    except Unsupported:
-        return None
+    for match in (_pieces, _without_mean):
+        try:
+            return match(graph, root)
+        except Unsupported:
+            continue
+    return None
 
 
 def _pieces(graph: Graph, root: Node) -> Pieces:
@@ -47,17 +55,52 @@ def _pieces(graph: Graph, root: Node) -> Pieces:
     means = [_mean_of(graph, difference.inputs[1]) for difference in differences]
     x = {difference.inputs[0] for difference in differences} | {mean.inputs[0] for mean in means}
     scaled = _reader(graph, quotient.outputs[0], "Mul")
-    shifted = _reader(graph, scaled.outputs[0], "Add")
-    gamma, beta = (_constant_apart(graph, node)[1] for node in (scaled, shifted))
-    channels = graph.shapes.get(shifted.outputs[0], (0,))[-1:]
+    gamma = _constant_apart(graph, scaled)[1]
+    shifted = graph.sole_consumer(scaled.outputs[0])
+    adds = shifted is not None and shifted.op == "Add" and any(t in graph.constants for t in shifted.inputs)
+    beta = _constant_apart(graph, shifted)[1] if shifted is not None and adds else None
+    last = shifted if shifted is not None and adds else scaled
+    channels = graph.shapes.get(last.outputs[0], (0,))[-1:]
     if (
         len(x) != 1
         or quotient.inputs[1] != root.outputs[0]
-        or {graph.constants[t].shape for t in (gamma, beta)} != {channels}
+        or {graph.constants[t].shape for t in (gamma, beta) if t is not None} != {channels}
     ):
         raise Unsupported("no norm of the channels")
-    nodes = [*means, *differences, square, averaged, summed, root, quotient, scaled, shifted]
-    return Pieces(x.pop(), shifted.outputs[0], gamma, beta, scalar(graph.constants[epsilon]), nodes)
+    nodes = [*means, *differences, square, averaged, summed, root, quotient, scaled, *([last] if adds else [])]
+    return Pieces(x.pop(), last.outputs[0], gamma, beta, scalar(graph.constants[epsilon]), nodes)
+
+
+def _without_mean(graph: Graph, root: Node) -> Pieces:
+    summed = _maker(graph, root.inputs[0], "Add")
+    squares, epsilon = _constant_apart(graph, summed)
+    averaged = _mean_of(graph, squares)
+    square = _maker(graph, averaged.inputs[0], "Pow", "Mul")
+    if square.op == "Pow" and scalar(graph.constants.get(square.inputs[1], 0)) != 2:
+        raise Unsupported("no square")
+    x = square.inputs[0]
+    if square.op == "Mul" and square.inputs[1] != x:
+        raise Unsupported("no square")
+    inverse = graph.sole_consumer(root.outputs[0])
+    between = [] if inverse is None else [inverse]
+    if inverse is not None and inverse.op == "Div" and inverse.inputs[0] == x:
+        normed = inverse  # x / root
+    else:
+        one = inverse is not None and inverse.op == "Div" and inverse.inputs[0] in graph.constants
+        if inverse is None or not (
+            inverse.op == "Reciprocal" or (one and (graph.constants[inverse.inputs[0]] == 1).all())
+        ):
+            raise Unsupported("no inverse")
+        normed = _reader(graph, inverse.outputs[0], "Mul")
+        between.append(normed)
+        if {*normed.inputs} != {x, inverse.outputs[0]}:
+            raise Unsupported("no norm of the channels")
+    scaled = _reader(graph, normed.outputs[0], "Mul")
+    gamma = _constant_apart(graph, scaled)[1]
+    if graph.constants[gamma].shape != graph.shapes.get(scaled.outputs[0], (0,))[-1:]:
+        raise Unsupported("no norm of the channels")
+    nodes = [square, averaged, summed, root, *between, scaled]
+    return Pieces(x, scaled.outputs[0], gamma, None, scalar(graph.constants[epsilon]), nodes, centred=False)
 
 
 def _maker(graph: Graph, tensor: str, *ops: str) -> Node:

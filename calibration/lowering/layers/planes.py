@@ -6,6 +6,7 @@ express exactly is unsupported, never guessed.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -13,24 +14,26 @@ from typing import Literal
 import numpy as np
 
 from calibration.importing.graph import STORED_AXES, Graph, Node
+from calibration.lowering.layers import moves
 from calibration.lowering.layers.network import (
     F32,
     F64,
+    I64,
     OPEN,
     Binary,
     Concat,
     Conv,
     Layer,
     Network,
+    Normalize,
     Pad,
     Pool,
+    Resample,
     Reshape,
     Softmax,
-    Transpose,
     Unary,
     UnaryFunction,
     Unsupported,
-    View,
     argument,
     gemm_weights,
     layer_name,
@@ -40,6 +43,7 @@ from calibration.lowering.layers.network import (
 )
 
 _ONE, _NONE = np.ones(()), np.zeros(())
+_WIDEST = 65535  # of a window
 
 
 def convert(network: Network, node: Node) -> None:
@@ -48,11 +52,14 @@ def convert(network: Network, node: Node) -> None:
     if builder is None:
         raise Unsupported("the integer head has no such operator")
     graph = network.graph
-    for tensor in [t for t in (*node.inputs, *node.outputs[:1]) if t and t not in graph.constants]:
-        if not graph.storable(tensor):
-            raise Unsupported("a tensor of unknown shape, or not of 2 to 4 axes with a batch of 1")
+    if builder is not moves.moved:
+        for tensor in [t for t in (*node.inputs, *node.outputs[:1]) if t and t not in graph.constants]:
+            if not graph.storable(tensor):
+                raise Unsupported("a tensor of unknown shape, or not of 2 to 4 axes with a batch of 1")
     built = builder(network, node)
-    if any(t in graph.consumers for t in set(node.outputs[1:]) - {layer.out for layer in built}):
+    if builder is not moves.moved and any(
+        t in graph.consumers for t in set(node.outputs[1:]) - {layer.out for layer in built}
+    ):
         raise Unsupported("its second output is used")
     for layer in built:
         network.layers.append(layer)
@@ -196,7 +203,7 @@ def _mul(network: Network, node: Node) -> list[Layer]:
 def _sub(network: Network, node: Node) -> list[Layer]:
     tensors, constants = _operands(network.graph, node)
     if not constants:
-        return _same_root(network, node, lambda a, b: a - b)
+        return _binary(network, node, "sub", lambda a, b: a - b)
     offset = _constant_for(network.graph, node, tensors[0], constants[0])
     if node.inputs[0] in network.graph.constants:
         return _affine(network, node, tensors[0], -_ONE, offset)
@@ -231,6 +238,10 @@ def _affine(network: Network, node: Node, x: str, factor: F64, offset: F64) -> l
         before.weight = (before.weight * scale[:, None, None, None]).astype(np.float32)
         before.bias = (before.bias * scale + offset).astype(np.float32)
         return rename(network, before, node.outputs[0])
+    if isinstance(before, Normalize) and before.clamp == OPEN and graph.sole_consumer(x) is node:
+        before.gamma = (before.gamma * factor).astype(np.float32)
+        before.beta = (before.beta * factor + offset).astype(np.float32)
+        return rename(network, before, node.outputs[0])
     if factor.ndim == offset.ndim == 0:
         return [_unary_layer(network, node, lambda v: v * factor + offset)]
     shape = graph.stored_shape(x)
@@ -242,18 +253,24 @@ def _affine(network: Network, node: Node, x: str, factor: F64, offset: F64) -> l
 
 
 def _binary(
-    network: Network, node: Node, kind: Literal["add", "mul"], function: Callable[[F64, F64], F64]
+    network: Network, node: Node, kind: Literal["add", "mul", "sub"], function: Callable[[F64, F64], F64]
 ) -> list[Layer]:
-    graph = network.graph
+    """A sum, product or difference of two tensors; one that repeats along other axes than the plane is repeated first."""
+    graph, out = network.graph, node.outputs[0]
     a, b = node.inputs
     if _root(network, a)[0] == _root(network, b)[0]:
         return _same_root(network, node, function)
-    out = graph.shapes[node.outputs[0]]
-    if graph.shapes[a] != out:
+    shape = graph.shapes[out]
+    if graph.shapes[a] != shape and kind != "sub":
         a, b = b, a
-    if graph.shapes[a] != out or (graph.shapes[b] != out and graph.shapes[b] != (1, out[1], 1, 1)):
-        raise Unsupported("a broadcast other than one value for each channel")
-    return [Binary(node.name, node.outputs[0], [a, b], kind)]
+    layers: list[Layer] = []
+    if graph.shapes[a] != shape:
+        layers.append(moves.broadcast(network, node.name, a, shape, f"{out}@first"))
+        a = layers[-1].out
+    if graph.shapes[b] not in (shape, (1, shape[1], 1, 1) if len(shape) == 4 else shape):
+        layers.append(moves.broadcast(network, node.name, b, shape, f"{out}@second"))
+        b = layers[-1].out
+    return [*layers, Binary(node.name, out, [a, b], kind)]
 
 
 def _root(network: Network, tensor: str) -> tuple[str, UnaryFunction]:
@@ -296,9 +313,9 @@ def _clip(network: Network, node: Node) -> list[Layer]:
         lo = scalar(argument(graph, node, 1, "min", -math.inf))
         hi = scalar(argument(graph, node, 2, "max", math.inf))
     before = network.made.get(x)
-    fusible = isinstance(before, Conv | Binary) or (isinstance(before, Pool) and before.kind == "avg")
+    fusible = isinstance(before, Conv | Binary | Normalize) or (isinstance(before, Pool) and before.kind == "avg")
     if fusible and graph.sole_consumer(x) is node:
-        assert isinstance(before, Conv | Binary | Pool)
+        assert isinstance(before, Conv | Binary | Normalize | Pool)
         before.clamp = (min(max(before.clamp[0], lo), hi), min(max(before.clamp[1], lo), hi))
         return rename(network, before, node.outputs[0])
     return [_unary_layer(network, node, lambda v: np.minimum(np.maximum(v, lo), hi))]
@@ -324,6 +341,26 @@ def _leaky(slope: float) -> UnaryFunction:
 def _elu(node: Node) -> UnaryFunction:
     alpha = float(node.attrs.get("alpha", 1.0))
     return lambda x: np.where(x < 0, alpha * np.expm1(np.minimum(x, 0.0)), x)
+
+
+def _selu(node: Node) -> UnaryFunction:
+    alpha, gamma = float(node.attrs.get("alpha", 1.67326319)), float(node.attrs.get("gamma", 1.05070102))
+    return lambda x: gamma * np.where(x < 0, alpha * np.expm1(np.minimum(x, 0.0)), x)
+
+
+def _celu(alpha: float) -> UnaryFunction:
+    return lambda x: np.where(x < 0, alpha * np.expm1(np.minimum(x, 0.0) / alpha), x)
+
+
+def _bounded(network: Network, node: Node) -> list[Layer]:
+    """Max or Min of a tensor and numbers."""
+    tensors, constants = _operands(network.graph, node)
+    if len(tensors) != 1 or any(c.size != 1 for c in constants):
+        raise Unsupported("the greatest or least of several tensors")
+    bound = [scalar(c) for c in constants]
+    if node.op == "Max":
+        return [_unary_layer(network, node, lambda x: np.maximum(x, max(bound)))]
+    return [_unary_layer(network, node, lambda x: np.minimum(x, min(bound)))]
 
 
 def _power(network: Network, node: Node) -> UnaryFunction:
@@ -369,206 +406,245 @@ def _whole_plane(network: Network, node: Node, kind: Literal["max", "avg"]) -> P
     return Pool(node.name, node.outputs[0], [node.inputs[0]], kind, (height, width), (1, 1), (0, 0, 0, 0))
 
 
-def _reduce_plane(network: Network, node: Node) -> list[Layer]:
-    """ReduceMean or ReduceMax over H and W."""
-    graph = network.graph
-    _spatial_rank(graph, node.inputs[0])
+def _reduce(network: Network, node: Node) -> list[Layer]:
+    """ReduceMean, ReduceMax or ReduceSum over any axes that lie together in the stored order: a window over them."""
+    graph, x, out = network.graph, node.inputs[0], node.outputs[0]
+    shape, stored = graph.shapes[x], graph.stored_shape(x)
     axes = argument(graph, node, 1, "axes")
-    if axes is None or sorted(int(a) % 4 for a in np.asarray(axes).reshape(-1)) != [2, 3]:
-        raise Unsupported("it reduces other axes than height and width")
-    kind: Literal["max", "avg"] = "max" if node.op == "ReduceMax" else "avg"
-    return [_whole_plane(network, node, kind)]
-
-
-# --- layout -----------------------------------------------------------------------------------------------------------
-
-
-def _reshape(network: Network, node: Node) -> list[Layer]:
-    """Any change of shape. It passes through the ONNX order of elements if the stored order differs."""
-    graph, x, out = network.graph, node.inputs[0], node.outputs[0]
-    before, after = graph.shapes[x], graph.shapes[out]
+    if axes is None:
+        raise Unsupported("it reduces the batch axis")
+    reduced = {int(a) % len(shape) for a in np.reshape(axes, -1)} or {-1}
+    places = [i for i, axis in enumerate(STORED_AXES[len(shape)]) if axis in reduced or stored[i] == 1]
+    if not reduced <= set(STORED_AXES[len(shape)]):
+        raise Unsupported("it reduces the batch axis, or none")
     layers: list[Layer] = []
-    if _reordered(before) and not _same_order(before, after):
-        layers.append(Transpose(node.name, f"{out}@chw", [x], [2, 0, 1]))
-        x = layers[-1].out
-    if _reordered(after) and not _same_order(before, after):
-        layers.append(Reshape(node.name, f"{out}@planes", [x], list(after[1:])))
-        return [*layers, Transpose(node.name, out, [layers[-1].out], [1, 2, 0])]
-    return [*layers, Reshape(node.name, out, [x], graph.stored_shape(out))]
+    height, width, channels = ([1, 1, *stored] if len(stored) == 1 else [stored[0], 1, *stored[1:]])[-3:]
+    if len(stored) == 3:
+        height, width, channels = stored
+    last = len(stored) - 1
+    if last in places and stored[last] > 1:  # the channels too: a plane of one channel
+        whole = all(place in places for place in range(last))
+        if not whole and any(place in places and stored[place] > 1 for place in range(last)):
+            raise Unsupported("it reduces the channels and one of height and width")
+        plane = [height * width, channels, 1]
+        layers.append(Reshape(node.name, f"{out}@plane", [x], plane))
+        x, window = layers[-1].out, (plane[0] if whole else 1, channels)
+        left = [plane[0] // window[0], 1, 1]
+    else:
+        down = height if 0 in places else 1
+        across = width if len(stored) == 3 and 1 in places else 1
+        window, left = (down, across), [height // down, width // across, channels]
+    if max(window) > _WIDEST:
+        raise Unsupported("it reduces more than 65535 elements of one axis")
+    kind: Literal["max", "avg"] = "max" if node.op == "ReduceMax" else "avg"
+    factor = float(math.prod(window)) if node.op == "ReduceSum" else 1.0
+    kept = tuple(1 if axis in reduced else n for axis, n in enumerate(shape))
+    pool = Pool(node.name, f"{out}@pooled", [x], kind, window, (1, 1), (0, 0, 0, 0), factor=factor, shape=left)
+    after = moves.reordered(network, node.name, pool.out, kept, out)
+    own = graph.stored_shape(out)
+    if isinstance(after[0], Reshape) and [1] * (3 - len(own)) + own == left:  # the same plane
+        pool.out, pool.shape, after = out, own, []
+    return [*layers, pool, *after]
 
 
-def _reordered(shape: tuple[int, ...]) -> bool:
-    """Whether the stored order of elements differs from the ONNX order."""
-    return len(shape) == 4 and shape[1] > 1 and shape[2] * shape[3] > 1
-
-
-def _same_order(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
-    """Whether both shapes are planes with the same channels, so that only height and width differ."""
-    return len(before) == len(after) == 4 and before[1] == after[1]
-
-
-def _transpose(network: Network, node: Node) -> list[Layer]:
-    graph, x = network.graph, node.inputs[0]
-    rank = len(graph.shapes[x])
-    perm = [int(p) for p in node.attrs.get("perm") or reversed(range(rank))]
-    if perm[0] != 0:
-        raise Unsupported("it moves the batch axis")
-    stored = STORED_AXES[rank]
-    order = [stored.index(perm[axis]) for axis in stored]
-    if order == sorted(order):
-        return [Reshape(node.name, node.outputs[0], [x], graph.stored_shape(x))]
-    return [Transpose(node.name, node.outputs[0], [x], order)]
-
-
-# --- views: elements of a tensor without arithmetic -------------------------------------------------------------------
-
-
-def _axes_view(network: Network, node: Node, out: str, x: str, picks: dict[int, tuple[int, int]]) -> View:
-    """Elements along some ONNX axes of ``x``. ``picks``: for an axis the first index and the step."""
-    graph = network.graph
-    rank, stored = len(graph.shapes[x]), graph.stored_shape(x)
-    shape = graph.stored_shape(out)
-    strides = [math.prod(stored[i + 1 :]) for i in range(len(stored))]
-    picked = [picks.get(axis, (0, 1)) for axis in STORED_AXES[rank]]
-    start = sum(first * stride for (first, _), stride in zip(picked, strides, strict=True))
-    steps = [step * stride for (_, step), stride in zip(picked, strides, strict=True)]
-    return View(node.name, out, [x], start, list(shape), steps, list(shape))
-
-
-def _slice(network: Network, node: Node) -> list[Layer]:
-    graph, x = network.graph, node.inputs[0]
-    shape = graph.shapes[x]
-    starts, ends = (
-        [int(v) for v in np.asarray(argument(graph, node, i, name)).reshape(-1)]
-        for i, name in ((1, "starts"), (2, "ends"))
-    )
-    given_axes, given_steps = argument(graph, node, 3, "axes"), argument(graph, node, 4, "steps")
-    axes = [int(a) % len(shape) for a in (range(len(starts)) if given_axes is None else np.reshape(given_axes, -1))]
-    steps = [1] * len(starts) if given_steps is None else [int(s) for s in np.reshape(given_steps, -1)]
-    picks = {}
-    for axis, first, end, step in zip(axes, starts, ends, steps, strict=True):
-        found = range(shape[axis])[first:end:step]
-        if step < 1:
-            raise Unsupported("it reverses an axis")
-        if axis == 0 and len(found) != 1:
-            raise Unsupported("it cuts the batch axis")
-        picks[axis] = (found.start, step)
-    if list(shape) == list(graph.shapes[node.outputs[0]]):
-        return [Reshape(node.name, node.outputs[0], [x], graph.stored_shape(x))]
-    return [_axes_view(network, node, node.outputs[0], x, {axis: pick for axis, pick in picks.items() if axis > 0})]
-
-
-def _split(network: Network, node: Node) -> list[Layer]:
-    graph, x = network.graph, node.inputs[0]
-    axis = int(node.attrs.get("axis", 0)) % len(graph.shapes[x])
-    if axis == 0:
-        raise Unsupported("it cuts the batch axis")
-    found: list[Layer] = []
-    first = 0
-    for out in node.outputs:
-        if not graph.storable(out):
-            raise Unsupported("a tensor of unknown shape, or not of 2 to 4 axes with a batch of 1")
-        found.append(_axes_view(network, node, out, x, {axis: (first, 1)}))
-        first += graph.shapes[out][axis]
-    return found
-
-
-def _gather(network: Network, node: Node) -> list[Layer]:
-    """Constant places along one axis that lie at even distances, in one or two levels, as a shuffle of channels."""
-    graph, x, out = network.graph, node.inputs[0], node.outputs[0]
-    shape = graph.shapes[x]
-    axis = int(node.attrs.get("axis", 0)) % len(shape)
-    places = graph.constants.get(node.inputs[1])
-    if places is None or places.ndim != 1 or axis != STORED_AXES[len(shape)][-1]:
-        raise Unsupported("it gathers along another axis than the channels, or places that are not constant")
-    levels = _two_levels([int(p) % shape[axis] for p in places])
-    if levels is None:
-        raise Unsupported("it gathers channels at uneven distances")
-    start, sizes, steps = levels
-    stored = graph.stored_shape(out)
-    rows, channels = math.prod(stored[:-1]), shape[axis]
-    return [View(node.name, out, [x], start, [rows, *sizes], [channels, *steps], stored)]
-
-
-def _two_levels(places: Sequence[int]) -> tuple[int, list[int], list[int]] | None:
-    """Start, sizes and steps of two loops that yield ``places``, or None."""
-    count, start = len(places), places[0]
-    for inner in (n for n in range(count, 0, -1) if count % n == 0):
-        steps = [places[inner] - start if inner < count else 0, places[1] - start if inner > 1 else 0]
-        made = [start + i * steps[0] + j * steps[1] for i in range(count // inner) for j in range(inner)]
-        if made == list(places) and min(steps) >= 0:
-            return start, [count // inner, inner], steps
-    return None
+# --- resizing and layout -----------------------------------------------------------------------------------------------
 
 
 def _resize(network: Network, node: Node) -> list[Layer]:
-    """Repeated rows and columns: the nearest element at whole factors."""
+    """To the nearest element or linearly, in any form of coordinates; repeated rows and columns are strided copies."""
     graph, x, out = network.graph, node.inputs[0], node.outputs[0]
     _spatial_rank(graph, x)
-    (_, channels, height, width), after = graph.shapes[x], graph.shapes[out]
-    if node.attrs.get("mode", b"nearest") != b"nearest":
-        raise Unsupported("it interpolates")
-    if after[1] != channels or after[2] % height or after[3] % width:
-        raise Unsupported("it resizes by a factor that is not whole")
-    if not all(_repeats(node, *sizes) for sizes in ((height, after[2]), (width, after[3]))):
-        raise Unsupported("its nearest element is not the one that it repeats")
-    down, across = after[2] // height, after[3] // width
-    found: list[Layer] = []
-    if across > 1:
-        name = out if down == 1 else f"{out}@columns"
-        shape = [height, width * across, channels]
-        found.append(View(node.name, name, [x], 0, [height * width, across, channels], [channels, 0, 1], shape))
-        x = name
-    row = width * across * channels
-    if down > 1 or not found:
-        found.append(View(node.name, out, [x], 0, [height, down, row], [row, 0, 1], graph.stored_shape(out)))
-    return found
+    before, after = graph.shapes[x], graph.shapes[out]
+    if after[:2] != before[:2]:
+        raise Unsupported("it resizes the channels")
+    rows, columns = (_places(graph, node, axis) for axis in (2, 3))
+    if not rows[1].any() and not columns[1].any():
+        index = moves.stored_indices(before)[:, :, rows[0]][:, :, :, columns[0]]
+        with contextlib.suppress(Unsupported):
+            return moves.selected(network, node.name, x, index, out)
+    return [Resample(node.name, out, [x], rows, columns)]
 
 
-def _repeats(node: Node, before: int, after: int) -> bool:
-    """Whether element i of ``after`` is i // factor of ``before``, by ONNX's definition of Resize and Upsample."""
-    factor = after // before
+def _places(graph: Graph, node: Node, axis: int) -> tuple[I64, F32]:
+    """For each row (axis 2) or column (3) of a Resize or Upsample, the first one that it reads, and the share of the next.
+
+    By ONNX's definition of its attributes. Raises `Unsupported`.
+    """
+    before, after = graph.shapes[node.inputs[0]][axis], graph.shapes[node.outputs[0]][axis]
+    old = node.op == "Upsample" or graph.opset < 11
+    mode = node.attrs.get("coordinate_transformation_mode", b"asymmetric" if old else b"half_pixel")
+    scale = _scale(graph, node, axis)
     i = np.arange(after, dtype=np.float64)
-    mode = node.attrs.get("coordinate_transformation_mode", b"half_pixel" if node.op == "Resize" else b"asymmetric")
-    if mode in (b"half_pixel", b"half_pixel_symmetric", b"pytorch_half_pixel"):
-        at = (i + 0.5) / factor - 0.5
+    if mode in (b"half_pixel", b"pytorch_half_pixel"):
+        at = (i + 0.5) / scale - 0.5 if after > 1 or mode == b"half_pixel" else np.zeros(1)
+    elif mode == b"half_pixel_symmetric":
+        at = before / 2 * (1 - after / (scale * before)) + (i + 0.5) / scale - 0.5
     elif mode == b"asymmetric":
-        at = i / factor
-    elif mode == b"align_corners" and after > 1:
-        at = i * (before - 1) / (after - 1)
+        at = i / scale
+    elif mode == b"align_corners":
+        at = i * (before - 1) / (after - 1) if after > 1 else np.zeros(1)
     else:
-        return False
-    rounding = node.attrs.get("nearest_mode", b"round_prefer_floor" if node.op == "Resize" else b"floor")
+        raise Unsupported(f"its coordinates are {mode.decode()}")
+    kind = node.attrs.get("mode", b"nearest")
+    if node.attrs.get("antialias", 0) or kind not in (b"nearest", b"linear"):
+        raise Unsupported("it interpolates with more than two neighbours")
+    if kind == b"linear":
+        at = np.clip(at, 0, before - 1)
+        return np.floor(at).astype(np.int64), (at - np.floor(at)).astype(np.float32)
+    rounding = node.attrs.get("nearest_mode", b"floor" if old else b"round_prefer_floor")
     nearest = {
         b"round_prefer_floor": np.ceil(at - 0.5),
         b"round_prefer_ceil": np.floor(at + 0.5),
         b"floor": np.floor(at),
         b"ceil": np.ceil(at),
     }[rounding]
-    return bool((np.clip(nearest, 0, before - 1) == i // factor).all())
+    return np.clip(nearest, 0, before - 1).astype(np.int64), np.zeros(after, np.float32)
+
+
+def _scale(graph: Graph, node: Node, axis: int) -> float:
+    """The factor of an axis: the given one, or that of the sizes."""
+    before, after = graph.shapes[node.inputs[0]][axis], graph.shapes[node.outputs[0]][axis]
+    if len(node.inputs) > 3 and node.inputs[3]:
+        return after / before
+    place = 1 if node.op == "Upsample" or graph.opset < 11 else 2
+    scales = argument(graph, node, place, "scales")
+    return after / before if scales is None or np.size(scales) != 4 else float(np.reshape(scales, -1)[axis])
 
 
 def _concat(network: Network, node: Node) -> list[Layer]:
+    """Along any axis: rows of all stored axes from this one on are joined."""
     graph, out = network.graph, node.outputs[0]
     rank = len(graph.shapes[out])
     if any(t in graph.constants for t in node.inputs):
         raise Unsupported("it joins a constant")
-    if int(node.attrs["axis"]) % rank != STORED_AXES[rank][-1]:
-        raise Unsupported("it joins along another axis than the channels")
-    return [Concat(node.name, out, list(node.inputs))]
+    axis = int(node.attrs["axis"]) % rank
+    if axis not in STORED_AXES[rank]:
+        raise Unsupported("it joins batches")
+    place = STORED_AXES[rank].index(axis)
+    if place == rank - 2:
+        return [Concat(node.name, out, list(node.inputs))]
+    layers: list[Layer] = []
+    for i, tensor in enumerate(node.inputs):
+        stored = graph.stored_shape(tensor)
+        layers.append(
+            Reshape(node.name, f"{out}@part{i}", [tensor], [math.prod(stored[:place]), math.prod(stored[place:])])
+        )
+    stored = graph.stored_shape(out)
+    rows = [math.prod(stored[:place]), math.prod(stored[place:])]
+    joined = Concat(node.name, f"{out}@rows", [layer.out for layer in layers], rows)
+    return [*layers, joined, Reshape(node.name, out, [joined.out], stored)]
 
 
 def _pad(network: Network, node: Node) -> list[Layer]:
-    graph, x = network.graph, node.inputs[0]
-    _spatial_rank(graph, x)
-    if node.attrs.get("mode", b"constant") != b"constant" or scalar(argument(graph, node, 2, "value", 0.0)) != 0.0:
+    """Zeros around a plane, rows or channels; a crop; and rows and columns that repeat: the edge's, or reflected ones."""
+    graph, x, out = network.graph, node.inputs[0], node.outputs[0]
+    shape, mode = graph.shapes[x], node.attrs.get("mode", b"constant")
+    if mode == b"constant" and scalar(argument(graph, node, 2, "value", 0.0)) != 0.0:
         raise Unsupported("it pads with something else than zeros")
-    pads = [int(p) for p in np.asarray(argument(graph, node, 1, "pads")).reshape(-1)]
-    if len(node.inputs) > 3 and node.inputs[3]:
-        raise Unsupported("it pads chosen axes")
-    if min(pads) < 0 or any(pads[i] for i in (0, 1, 4, 5)):
-        raise Unsupported("it pads other axes than height and width, or crops")
-    return [Pad(node.name, node.outputs[0], [x], (pads[2], pads[3], pads[6], pads[7]))]
+    sides = _sides(graph, node, len(shape))
+    if sides[0] != (0, 0):
+        raise Unsupported("it pads the batch axis")
+    least, most = min(map(min, sides)), max(map(max, sides))
+    if mode != b"constant" or (least < 0 and most <= 0):
+        places = [_repeated(n, *side, mode) for n, side in zip(shape, sides, strict=True)]
+        if len(shape) == 4 and sides[1] == (0, 0) and most > 0:
+            down, across = ((place, np.zeros(place.size, np.float32)) for place in places[2:])
+            return [Resample(node.name, out, [x], down, across)]
+        return moves.selected(network, node.name, x, moves.stored_indices(shape)[np.ix_(*places)], out)
+    if least < 0:
+        raise Unsupported("it pads one side and crops another")
+    if len(shape) == 4 and sides[1] == (0, 0):
+        (top, bottom), (left, right) = sides[2:]
+        return [Pad(node.name, out, [x], (top, left, bottom, right))]
+    stored = [sides[axis] for axis in STORED_AXES[len(shape)]]
+    if len(stored) == 3 and any(stored[0] + stored[1]):
+        raise Unsupported("it pads the channels and the plane at once")
+    *rows, channels = graph.stored_shape(x)
+    ahead, behind = (0, 0) if len(stored) != 2 else stored[0]
+    plane = Reshape(node.name, f"{out}@plane", [x], [math.prod(rows), channels, 1])
+    padded = Pad(node.name, f"{out}@padded", [plane.out], (ahead, stored[-1][0], behind, stored[-1][1]))
+    return [plane, padded, Reshape(node.name, out, [padded.out], graph.stored_shape(out))]
+
+
+def _sides(graph: Graph, node: Node, rank: int) -> list[tuple[int, int]]:
+    """What a Pad adds before and after each axis; less than 0 crops."""
+    pads = [int(p) for p in np.reshape(argument(graph, node, 1, "pads"), -1)]
+    chosen = argument(graph, node, 3, "axes")
+    axes = list(range(rank)) if chosen is None else [int(a) % rank for a in np.reshape(chosen, -1)]
+    found = [(0, 0)] * rank
+    for place, axis in enumerate(axes):
+        found[axis] = pads[place], pads[place + len(axes)]
+    return found
+
+
+def _repeated(size: int, before: int, after: int, mode: bytes) -> I64:
+    """The indices of an axis after a Pad in ``mode``: of the edge, reflected, or around; or cropped."""
+    index = np.arange(-before, size + after)
+    if mode == b"edge":
+        return index.clip(0, size - 1)
+    if mode == b"reflect":
+        period = max(2 * size - 2, 1)
+        return (size - 1 - np.abs(index % period - (size - 1))) if size > 1 else np.zeros_like(index)
+    if mode == b"wrap":
+        return index % size
+    return index
+
+
+# --- norms ------------------------------------------------------------------------------------------------------------
+
+
+def _norm_constants(graph: Graph, node: Node, size: int) -> tuple[F32, F32]:
+    """Factors and offsets [size] of a norm."""
+    found = []
+    for place, default in ((1, 1.0), (2, 0.0)):
+        given = len(node.inputs) > place and node.inputs[place]
+        values = weights(graph, node.inputs[place]).reshape(-1) if given else np.full(1, default, np.float32)
+        if values.size not in (1, size):
+            raise Unsupported("factors that are not one value for each channel")
+        found.append(np.broadcast_to(values, size).copy())
+    return found[0], found[1]
+
+
+def _layer_norm(network: Network, node: Node) -> list[Layer]:
+    """Over the channels: of rows, or of a plane that is transposed to [1, H, W, C] before it and back after it."""
+    graph, x, out = network.graph, node.inputs[0], node.outputs[0]
+    shape = graph.shapes[x]
+    if int(node.attrs.get("axis", -1)) % len(shape) != len(shape) - 1:
+        raise Unsupported("it normalizes other axes than the last")
+    gamma, beta = _norm_constants(graph, node, shape[-1])
+    epsilon = float(node.attrs.get("epsilon", 1e-5))
+    if len(shape) < 4:
+        return [Normalize(node.name, out, [x], gamma, beta, epsilon)]
+    before, after = graph.producer.get(x), graph.consumers.get(out, [])
+    turned = before is not None and before.op == "Transpose" and list(before.attrs.get("perm", ())) == [0, 2, 3, 1]
+    back = [n.op == "Transpose" and list(n.attrs.get("perm", ())) == [0, 3, 1, 2] for n in after]
+    if not turned or before is None or len(back) != 1 or not all(back) or out == graph.output:
+        raise Unsupported("it normalizes another axis than the channels")
+    return [Normalize(node.name, after[0].outputs[0], [before.inputs[0]], gamma, beta, epsilon)]
+
+
+def _instance_norm(network: Network, node: Node) -> list[Layer]:
+    """Of each channel of a plane; or of groups of channels, which are reshaped to [1, G, n] before it and back after it."""
+    graph, x, out = network.graph, node.inputs[0], node.outputs[0]
+    shape, epsilon = graph.shapes[x], float(node.attrs.get("epsilon", 1e-5))
+    if len(shape) == 4:
+        gamma, beta = _norm_constants(graph, node, shape[1])
+        return [Normalize(node.name, out, [x], gamma, beta, epsilon, shape[2] * shape[3], shape[1])]
+    if len(shape) != 3:
+        raise Unsupported("it works on something else than [N, C, H, W]")
+    gamma, beta = _norm_constants(graph, node, shape[1])
+    if np.ptp(gamma) or np.ptp(beta):
+        raise Unsupported("it has a factor for each row")
+    before, after = graph.producer.get(x), graph.sole_consumer(out)
+    plane = graph.shapes.get(before.inputs[0], ()) if before is not None and before.op == "Reshape" else ()
+    if after is not None and after.op == "Reshape" and graph.shapes.get(after.outputs[0]) == plane and len(plane) == 4:
+        assert before is not None
+        rows, groups = plane[2] * plane[3], shape[1]
+        ones = np.ones(plane[1], np.float32)
+        constants = (gamma[0] * ones, beta[0] * ones)
+        return [Normalize(node.name, after.outputs[0], [before.inputs[0]], *constants, epsilon, rows, groups)]
+    ones = np.ones(shape[2], np.float32)
+    return [Normalize(node.name, out, [x], gamma[0] * ones, beta[0] * ones, epsilon)]
 
 
 def _softmax(network: Network, node: Node) -> list[Layer]:
@@ -613,21 +689,35 @@ _BUILDERS: dict[str, Callable[[Network, Node], list[Layer]]] = {
     "AveragePool": _pool,
     "GlobalAveragePool": _global_pool,
     "GlobalMaxPool": _global_pool,
-    "ReduceMean": _reduce_plane,
-    "ReduceMax": _reduce_plane,
-    "Flatten": _reshape,
-    "Reshape": _reshape,
-    "Squeeze": _reshape,
-    "Unsqueeze": _reshape,
-    "Identity": _reshape,
-    "Dropout": _reshape,
-    "Transpose": _transpose,
+    "ReduceMean": _reduce,
+    "ReduceMax": _reduce,
+    "Flatten": moves.moved,
+    "Reshape": moves.moved,
+    "Squeeze": moves.moved,
+    "Unsqueeze": moves.moved,
+    "Identity": moves.moved,
+    "Dropout": moves.moved,
+    "Transpose": moves.moved,
     "Concat": _concat,
-    "Gather": _gather,
+    "Gather": moves.moved,
     "Resize": _resize,
-    "Slice": _slice,
-    "Split": _split,
+    "Slice": moves.moved,
+    "Split": moves.moved,
     "Upsample": _resize,
     "Pad": _pad,
     "Softmax": _softmax,
+    "DepthToSpace": moves.moved,
+    "SpaceToDepth": moves.moved,
+    "Expand": moves.moved,
+    "ReduceSum": _reduce,
+    "Sqrt": _plain(lambda x: np.sqrt(np.maximum(x, 0.0))),
+    "Reciprocal": _plain(lambda x: _quotient(_ONE, x)),
+    "Log": _plain(lambda x: np.log(np.maximum(x, 1e-30))),
+    "Selu": _unary(lambda _network, node: _selu(node)),
+    "Celu": _unary(lambda _network, node: _celu(float(node.attrs.get("alpha", 1.0)))),
+    "Softsign": _plain(lambda x: x / (1.0 + np.abs(x))),
+    "Max": _bounded,
+    "Min": _bounded,
+    "LayerNormalization": _layer_norm,
+    "InstanceNormalization": _instance_norm,
 }

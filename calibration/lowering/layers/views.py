@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,39 +33,60 @@ class View:
         return self.index.size == self.size and bool((self.index.reshape(-1) == np.arange(self.size)).all())
 
 
-def view(graph: Graph, tensor: str) -> View | None:
-    """``tensor`` as a view of the last tensor before it that is not a view; None if shapes are unknown."""
+def view(graph: Graph, tensor: str, stop: Container[str] = ()) -> View | None:
+    """``tensor`` as a view of the last tensor before it that is not a view, or is in ``stop``.
+
+    None if shapes are unknown.
+    """
     moves: list[Move] = []
     nodes: list[Node] = []
     factor, at = 1.0, tensor
-    while at in graph.producer:
+    joined = None
+    while at in graph.producer and at not in stop and joined is None:
         node = graph.producer[at]
         scaled = _scalar_factor(graph, node)
-        move = None if scaled else _move(graph, node, at)
-        if scaled is None and move is None:
+        joined = _joined(graph, node, stop)
+        move = None if scaled or joined else move_of(graph, node, at)
+        if scaled is None and move is None and joined is None:
             break
         if scaled:
             at, factor = scaled[0], factor * scaled[1]
-        else:
-            assert move is not None
+        elif move is not None:
             moves.append(move)
             at = node.inputs[0]
         nodes.append(node)
-    if at not in graph.shapes:
-        return None
-    size = math.prod(graph.shapes[at])
-    index = np.arange(size).reshape(graph.shapes[at])
-    for move in reversed(moves):
-        index = move(index)
-    return View(at, size, index, factor, nodes)
+    if joined is None:
+        if at not in graph.shapes:
+            return None
+        size = math.prod(graph.shapes[at])
+        joined = View(at, size, np.arange(size).reshape(graph.shapes[at]), 1.0, [])
+    index = joined.index
+    for made in reversed(moves):
+        index = made(index)
+    return View(joined.root, joined.size, index, factor * joined.factor, [*nodes, *joined.nodes])
 
 
 def is_view(graph: Graph, node: Node) -> bool:
     """Whether ``node`` only moves elements of its first input."""
-    return bool(node.outputs) and _move(graph, node, node.outputs[0]) is not None
+    return bool(node.outputs) and move_of(graph, node, node.outputs[0]) is not None
 
 
-def _move(graph: Graph, node: Node, out: str) -> Move | None:
+def _joined(graph: Graph, node: Node, stop: Container[str]) -> View | None:
+    """A Concat of views of one tensor, such as a roll, as a view of it; else None."""
+    if node.op != "Concat" or len(node.inputs) < 2 or any(t in graph.constants for t in node.inputs):
+        return None
+    if any(t not in graph.producer or not is_view(graph, graph.producer[t]) for t in node.inputs):
+        return None
+    parts = [view(graph, t, stop) for t in node.inputs]
+    first = parts[0]
+    if first is None or any(p is None or (p.root, p.factor) != (first.root, first.factor) for p in parts):
+        return None
+    index = np.concatenate([p.index for p in parts if p is not None], int(node.attrs["axis"]))
+    nodes = list(dict.fromkeys(n for p in parts if p is not None for n in p.nodes))
+    return View(first.root, first.size, index, first.factor, nodes)
+
+
+def move_of(graph: Graph, node: Node, out: str) -> Move | None:
     """How ``node`` moves the elements of its first input to ``out``; None if it does anything else."""
     if not node.inputs or node.inputs[0] in graph.constants or out not in graph.shapes:
         return None
@@ -75,21 +96,41 @@ def _move(graph: Graph, node: Node, out: str) -> Move | None:
     if node.op == "Transpose":
         perm = node.attrs.get("perm")
         return lambda x: x.transpose(perm)
+    if node.op == "Expand":
+        shape = graph.shapes[out]
+        return lambda x: np.broadcast_to(x, shape)
     constants = [graph.constants.get(t) for t in node.inputs[1:]]
+    if node.op == "Pad" and constants and constants[0] is not None and not constants[0].any():
+        return lambda x: x
     if node.op == "Gather" and constants[0] is not None:
         taken, axis = constants[0].astype(np.int64), int(node.attrs.get("axis", 0))
         return lambda x: x.take(taken, axis)
-    if node.op == "Slice" and constants and all(c is not None for c in constants):
-        return _slice([c.reshape(-1).astype(int).tolist() for c in constants if c is not None])
+    if node.op == "Slice":
+        return _slice(graph, node)
     if node.op == "Split":
         return _split(graph, node, out)
+    if node.op in ("DepthToSpace", "SpaceToDepth"):
+        return _blocks(node)
+    if node.op == "Expand":
+        wide = graph.shapes[out]
+        return lambda x: np.broadcast_to(x, wide)
     return None
 
 
-def _slice(arguments: list[list[int]]) -> Move:
-    starts, ends, *rest = arguments
-    axes = rest[0] if rest else list(range(len(starts)))
-    steps = rest[1] if len(rest) > 1 else [1] * len(starts)
+def _slice(graph: Graph, node: Node) -> Move | None:
+    """A Slice with constant ends: inputs from operator set 10 on, attributes before."""
+    names = ("starts", "ends", "axes", "steps")
+    given: list[list[int] | None] = []
+    for place, name in enumerate(names, 1):
+        tensor = node.inputs[place] if len(node.inputs) > place else ""
+        if tensor and tensor not in graph.constants:
+            return None
+        values = graph.constants[tensor] if tensor else node.attrs.get(name)
+        given.append(None if values is None else [int(v) for v in np.reshape(values, -1)])
+    starts, ends, axes, steps = given
+    if starts is None or ends is None:
+        return None
+    axes, steps = axes or list(range(len(starts))), steps or [1] * len(starts)
 
     def move(x: I64) -> I64:
         parts = [slice(None)] * x.ndim
@@ -98,6 +139,28 @@ def _slice(arguments: list[list[int]]) -> Move:
         return x[tuple(parts)]
 
     return move
+
+
+def _blocks(node: Node) -> Move:
+    """DepthToSpace or SpaceToDepth, by ONNX's definitions."""
+    size = int(node.attrs["blocksize"])
+    rows_first = node.attrs.get("mode", b"DCR") == b"DCR"
+
+    def spread(x: I64) -> I64:
+        n, channels, height, width = x.shape
+        left = channels // size**2
+        if rows_first:
+            parts = x.reshape(n, size, size, left, height, width).transpose(0, 3, 4, 1, 5, 2)
+        else:
+            parts = x.reshape(n, left, size, size, height, width).transpose(0, 1, 4, 2, 5, 3)
+        return parts.reshape(n, left, height * size, width * size)
+
+    def gathered(x: I64) -> I64:
+        n, channels, height, width = x.shape
+        parts = x.reshape(n, channels, height // size, size, width // size, size).transpose(0, 3, 5, 1, 2, 4)
+        return parts.reshape(n, channels * size**2, height // size, width // size)
+
+    return spread if node.op == "DepthToSpace" else gathered
 
 
 def _split(graph: Graph, node: Node, out: str) -> Move | None:

@@ -356,16 +356,306 @@ def test_resize_to_the_nearest(factors: tuple[int, int], coordinates: str, round
 @pytest.mark.parametrize(
     ("scales", "attributes"),
     [
-        ([1, 1, 2, 2], {"mode": "linear"}),
         ([1, 1, 1.5, 2], {"mode": "nearest"}),
         ([1, 1, 2, 2], {"mode": "nearest", "nearest_mode": "ceil", "coordinate_transformation_mode": "asymmetric"}),
         ([1, 1, 3, 3], {"mode": "nearest", "coordinate_transformation_mode": "align_corners"}),
+        ([1, 1, 2, 2], {"mode": "linear"}),
+        ([1, 1, 0.5, 0.7], {"mode": "linear"}),
+        ([1, 1, 2.5, 3], {"mode": "linear", "coordinate_transformation_mode": "align_corners"}),
+        ([1, 1, 2, 1.3], {"mode": "linear", "coordinate_transformation_mode": "asymmetric"}),
+        ([1, 1, 1.7, 3], {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"}),
+        ([1, 1, 1.7, 0.4], {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}),
     ],
 )
-def test_resizes_that_do_more_than_repeat_are_unsupported(scales: list[float], attributes: dict[str, str]) -> None:
+def test_resize_between_elements(scales: list[float], attributes: dict[str, str]) -> None:
+    net = Net([1, 6, 8, 9])
+    net.add("Resize", "x", "", net.constant(scales), **attributes)
+    lowered = check(net.model(), 1.0)
+    assert [type(op) for op in lowered.header.ops] == [seg.Resample]
+
+
+def test_resize_to_sizes_linearly() -> None:
+    net = Net([1, 6, 8, 9])
+    net.add("Resize", "x", "", "", net.constant([1, 6, 13, 31], np.int64), mode="linear")
+    check(net.model(), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("scales", "attributes"),
+    [
+        ([1, 1, 2, 2], {"mode": "cubic"}),
+        ([1, 1, 0.5, 0.5], {"mode": "linear", "antialias": 1}),
+    ],
+)
+def test_resizes_with_more_neighbours_are_unsupported(scales: list[float], attributes: dict[str, str]) -> None:
     net = Net([1, 6, 8, 8])
     net.add("Resize", "x", "", net.constant(scales), **attributes)
     assert layers.build(Graph.of(net.model())).unsupported
+
+
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+def test_depth_to_space(mode: str) -> None:
+    net = Net([1, 8, 5, 7])
+    net.conv(12, 8)
+    net.add("DepthToSpace", blocksize=2, mode=mode)
+    net.conv(4, 3)
+    check(net.model())
+
+
+def test_space_to_depth() -> None:
+    net = Net([1, 3, 6, 8])
+    net.add("SpaceToDepth", blocksize=2)
+    net.conv(4, 12, 1)
+    check(net.model())
+
+
+def test_windows_by_reshapes_of_six_axes() -> None:
+    net = Net([1, 5, 6, 8])
+    net.add("Reshape", "x", net.constant([1, 5, 3, 2, 2, 4], np.int64))
+    net.add("Transpose", perm=[0, 2, 4, 3, 5, 1])
+    net.add("Reshape", net.last, net.constant([1, 6 * 8, 5], np.int64))
+    net.add("Mul", net.last, net.constant([2.0]))
+    lowered = check(net.model())
+    assert [type(op) for op in lowered.header.ops] == [seg.View, seg.Lut]
+
+
+def test_a_transposition_there_and_back_costs_nothing() -> None:
+    net = Net(IMAGE)
+    net.conv(6, 6)
+    net.add("Transpose", perm=[0, 2, 3, 1])
+    net.add("Reshape", net.last, net.constant([1, IMAGE[2] * IMAGE[3], 6], np.int64))
+    net.add("Transpose", perm=[0, 2, 1])
+    net.add("Reshape", net.last, net.constant([1, 6, *IMAGE[2:]], np.int64))
+    net.conv(6, 6)
+    lowered = check(net.model())
+    assert {type(op) for op in lowered.header.ops} <= {seg.Conv, seg.Reshape}
+
+
+@pytest.mark.parametrize(
+    ("pads", "mode"),
+    [
+        ([0, 0, 1, 2, 0, 0, 2, 1], "reflect"),
+        ([0, 0, 0, 2, 0, 0, 3, 0], "edge"),
+        ([0, 0, 1, 2, 0, 0, 2, 1], "wrap"),
+        ([0, 0, -1, 1, 0, 0, 2, -1], "edge"),
+        ([0, 0, -1, 0, 0, 0, 0, -2], "constant"),
+        ([0, -1, -1, 0, 0, -2, 0, -2], "constant"),
+        ([0, 2, 0, 0, 0, 3, 0, 0], "constant"),
+        ([0, 0, 0, 0, 0, 6, 0, 0], "constant"),
+    ],
+)
+def test_pads(pads: list[int], mode: str) -> None:
+    net = Net([1, 6, 9, 7], opset=19)
+    net.add("Tanh", "x")
+    net.add("Pad", net.last, net.constant(pads, np.int64), mode=mode)
+    check(net.model())
+
+
+@pytest.mark.parametrize("pads", [[0, 1, 2, 0, 3, 0], [0, 0, 2, 0, 0, 1], [0, 2, 0, 0, 0, 0]])
+def test_pads_of_rows(pads: list[int]) -> None:
+    net = Net([1, 1, 9, 7], opset=19)
+    net.conv(1, 1)
+    net.add("Reshape", net.last, net.constant([1, 9, 7], np.int64))
+    net.add("Pad", net.last, net.constant(pads, np.int64))
+    net.add("Mul", net.last, net.constant([2.0]))
+    check(net.model())
+
+
+@pytest.mark.parametrize("shape", [[1, 1, 12, 10], [1, 6, 12, 1], [1, 6, 1, 10], [1, 1, 1, 1]])
+@pytest.mark.parametrize("kind", ["Mul", "Add", "Sub"])
+def test_pairs_that_repeat(kind: str, shape: list[int]) -> None:
+    net = Net([1, 6, 12, 10])
+    x = net.conv(6, 6)
+    axes = [axis for axis in (1, 2, 3) if shape[axis] == 1]
+    net.add("ReduceMean", x, net.constant(axes, np.int64))
+    net.add("Sigmoid")
+    net.add(kind, net.last, x) if kind != "Sub" else net.add(kind, x, net.last)
+    check(net.model())
+
+
+def test_both_of_a_pair_repeat() -> None:
+    net = Net([1, 6, 12, 10])
+    x = net.conv(6, 6)
+    a = net.add("ReduceMean", x, net.constant([2], np.int64))
+    b = net.add("ReduceMean", x, net.constant([1], np.int64))
+    net.add("Mul", a, b)
+    check(net.model())
+
+
+@pytest.mark.parametrize("kind", ["ReduceMean", "ReduceMax", "ReduceSum"])
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [([1, 6, 12, 10], axes) for axes in ([1], [2], [3], [2, 3], [1, 2, 3], [-1])]
+    + [([1, 12, 10], [1]), ([1, 12, 10], [2]), ([1, 12, 10], [1, 2]), ([1, 10], [1])],
+)
+def test_reductions(kind: str, shape: list[int], axes: list[int], keepdims: int) -> None:
+    if len(shape) - len(axes) < 2 and not keepdims:
+        pytest.skip("an answer without axes")
+    net = Net(shape)
+    net.add("Tanh")
+    net.add(kind, net.last, net.constant(axes, np.int64), keepdims=keepdims)
+    check(net.model())
+
+
+@pytest.mark.parametrize(("shape", "axis"), [([1, 6, 12, 10], 2), ([1, 6, 12, 10], 3), ([1, 12, 10], 1)])
+def test_joined_along_other_axes(shape: list[int], axis: int) -> None:
+    net = Net(shape)
+    a = net.add("Tanh", "x")
+    b = net.add("Exp", "x")
+    net.add("Concat", a, b, a, axis=axis)
+    check(net.model())
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_instance_norm(affine: bool) -> None:
+    net = Net([1, 6, 12, 10])
+    net.conv(6, 6)
+    constants = [net.constant(np.linspace(0.5, 2, 6)), net.constant(np.linspace(-1, 1, 6))]
+    net.add("InstanceNormalization", net.last, *constants)
+    if affine:
+        net.add("Mul", net.last, net.constant(np.linspace(-1, 1, 6).reshape(6, 1, 1)))
+    net.add("Relu")
+    lowered = check(net.model())
+    assert [type(op) for op in lowered.header.ops] == [seg.Conv, seg.Normalize]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_group_norm_as_torch_exports_it(groups: int) -> None:
+    net = Net([1, 6, 12, 10])
+    net.conv(6, 6)
+    net.add("Reshape", net.last, net.constant([0, groups, -1], np.int64))
+    net.add("InstanceNormalization", net.last, net.constant(np.ones(groups)), net.constant(np.zeros(groups)))
+    net.add("Reshape", net.last, net.constant([1, 6, 12, 10], np.int64))
+    net.add("Mul", net.last, net.constant(np.linspace(0.5, 2, 6).reshape(6, 1, 1)))
+    net.add("Add", net.last, net.constant(np.linspace(-1, 1, 6).reshape(6, 1, 1)))
+    lowered = check(net.model())
+    assert [type(op) for op in lowered.header.ops] == [seg.Conv, seg.Normalize]
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_group_norm_of_operator_set_21(groups: int) -> None:
+    net = Net([1, 6, 12, 10], opset=21)
+    net.conv(6, 6)
+    constants = [net.constant(np.linspace(0.5, 2, 6)), net.constant(np.linspace(-1, 1, 6))]
+    net.add("GroupNormalization", net.last, *constants, num_groups=groups)
+    check(net.model())
+
+
+@pytest.mark.parametrize("shape", [[1, 12, 10], [1, 10]])
+def test_layer_norm_of_rows(shape: list[int]) -> None:
+    net = Net([1, 3, 12 if len(shape) == 3 else 1, 10])
+    net.conv(1, 3, 1)
+    net.conv(1, 1)
+    net.add("Reshape", net.last, net.constant(shape, np.int64))
+    constants = [net.constant(np.linspace(0.5, 2, 10)), net.constant(np.linspace(-1, 1, 10))]
+    net.add("LayerNormalization", net.last, *constants, epsilon=1e-4)
+    check(net.model())
+
+
+def test_a_block_with_channels_last_inside() -> None:
+    """As ConvNeXt: depthwise, layer norm, two products with a GELU between, scaled, and the sum."""
+    channels = 8
+    net = Net([1, channels, 9, 7])
+    x = net.conv(channels, channels)
+    net.conv(channels, channels, 7, groups=channels)
+    net.add("Transpose", perm=[0, 2, 3, 1])
+    constants = [net.constant(np.linspace(0.5, 2, channels)), net.constant(np.linspace(-1, 1, channels))]
+    net.add("LayerNormalization", net.last, *constants, epsilon=1e-6)
+    net.add("MatMul", net.last, net.random_weight(channels, 4 * channels))
+    net.add("Add", net.last, net.random_weight(4 * channels, scale=0.2))
+    y = net.last
+    net.add("Div", y, net.constant([2**0.5]))
+    net.add("Erf")
+    net.add("Add", net.last, net.constant([1.0]))
+    net.add("Mul", y, net.last)
+    net.add("Mul", net.last, net.constant([0.5]))
+    net.add("MatMul", net.last, net.random_weight(4 * channels, channels))
+    net.add("Add", net.last, net.random_weight(channels, scale=0.2))
+    net.add("Transpose", perm=[0, 3, 1, 2])
+    net.add("Mul", net.last, net.constant(np.linspace(0.2, 1, channels).reshape(channels, 1, 1)))
+    net.add("Add", net.last, x)
+    lowered = check(net.model())
+    kinds = [type(op) for op in lowered.header.ops]
+    assert kinds == [seg.Conv, seg.Conv, seg.Normalize, seg.Conv, seg.Lut, seg.Conv, seg.Add]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "attributes"),
+    [
+        (2, {"strides": [2, 2]}),
+        (4, {"strides": [2, 2], "pads": [1, 1, 1, 1]}),
+        (3, {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]}),
+        (3, {"strides": [3, 3], "pads": [0, 1, 1, 0]}),
+        (3, {"strides": [1, 1], "pads": [1, 1, 1, 1]}),
+        (3, {"strides": [2, 2], "dilations": [2, 1]}),
+        (3, {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+        (2, {"strides": [4, 4], "output_padding": [3, 1]}),
+        (5, {"strides": [2, 2], "pads": [2, 2, 2, 2], "output_padding": [1, 0]}),
+    ],
+)
+def test_transposed_convolutions(kernel: int, attributes: dict[str, object]) -> None:
+    net = Net([1, 6, 5, 7])
+    net.add(
+        "ConvTranspose", "x", net.random_weight(6, 4, kernel, kernel, scale=0.3), net.random_weight(4), **attributes
+    )
+    net.add("Mul", net.last, net.constant(np.linspace(0.5, 2, 4).reshape(4, 1, 1)))
+    net.add("Add", net.last, net.constant(np.linspace(-1, 1, 4).reshape(1, 4, 1, 1)))
+    net.add("Relu")
+    net.conv(3, 4)
+    lowered = check(net.model())
+    assert [type(op) for op in lowered.header.ops if not isinstance(op, seg.View)] == [seg.Conv, seg.Conv]
+
+
+@pytest.mark.parametrize(("outs", "attributes"), [(1, {"strides": [2, 2]}), (2, {"pads": [1, 1, 1, 1]})])
+def test_transposed_convolutions_of_groups(outs: int, attributes: dict[str, object]) -> None:
+    net = Net([1, 6, 5, 7])
+    net.add("ConvTranspose", "x", net.random_weight(6, outs, 3, 3, scale=0.3), group=6, **attributes)
+    check(net.model())
+
+
+def test_slopes_of_channels() -> None:
+    net = Net([1, 6, 5, 7])
+    net.conv(6, 6)
+    net.add("PRelu", net.last, net.constant(np.linspace(-0.5, 1.5, 6).reshape(6, 1, 1)))
+    check(net.model())
+
+
+def test_quotients_sums_and_means_of_several() -> None:
+    net = Net([1, 6, 5, 7])
+    a, b = net.conv(6, 6), net.conv(6, 6, x="x")
+    c = net.add("Sum", a, b, "x")
+    d = net.add("Exp", net.add("Tanh", b))
+    net.add("Mean", net.add("Div", c, d), a)
+    check(net.model())
+
+
+def test_lines_are_planes_of_height_one() -> None:
+    net = Net([1, 3, 40])
+    net.add("Conv", "x", net.random_weight(8, 3, 5), net.random_weight(8), pads=[2, 2], strides=[2])
+    net.add("Mul", net.last, net.constant(np.linspace(0.5, 2, 8).reshape(1, 8, 1)))
+    net.add("Relu")
+    x = net.last
+    net.add("Conv", x, net.random_weight(8, 2, 3), pads=[2, 2], dilations=[2], group=4)
+    net.add("Add", net.last, x)
+    net.add("MaxPool", kernel_shape=[3], strides=[2], pads=[1, 1])
+    net.add("ConvTranspose", net.last, net.random_weight(8, 6, 4), strides=[2], pads=[1, 1])
+    net.add("Concat", net.last, net.add("AveragePool", x, kernel_shape=[1]), axis=1)
+    net.add("ReduceMean", net.last, net.constant([2], np.int64), keepdims=0)
+    net.gemm(5, 14)
+    lowered = check(net.model())
+    assert not any(isinstance(op, seg.Transpose) for op in lowered.header.ops[1:])
+
+
+def test_lines_that_become_rows() -> None:
+    net = Net([1, 4, 1, 12])
+    net.conv(6, 4, 1)
+    net.add("Squeeze", net.last, net.constant([2], np.int64))
+    net.add("Conv", net.last, net.random_weight(8, 6, 3), pads=[1, 1])
+    net.add("Transpose", perm=[0, 2, 1])
+    net.add("MatMul", net.last, net.random_weight(8, 5))
+    lowered = check(net.model())
+    assert {type(op) for op in lowered.header.ops} <= {seg.Conv, seg.Reshape}
 
 
 def test_a_block_of_a_detector_and_its_neck() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,9 +182,10 @@ def samples_of(network: layers.Network, count: int) -> Samples:
 
 @pytest.mark.parametrize(
     "make",
-    [small.cnn, small.mlp, small.mobilenet, small.resnet, transformers.vit_model, transformers.encoder_model],
-    ids=lambda f: f.__name__,
-)
+    [small.cnn, small.mlp, small.mobilenet, small.resnet, transformers.vit_model, transformers.encoder_model,
+     *(partial(transformers.stored, name) for name in ("swin-timm-17", "modern-17", "relative-gated-17", "recognizer-14"))],
+    ids=lambda f: f.args[0] if isinstance(f, partial) else f.__name__,
+)  # fmt: skip
 def test_moments_predict_the_outputs_of_a_layer(make: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """bias + mean x w is the mean output, and w' covariance w its variance, of every layer, padding and strides included.
 

@@ -153,7 +153,7 @@ def test_impossible_preprocessing_from_a_server_is_refused(changes):
     ("op", "moves"),
     [
         (seg.Reshape("r", 1, 0), True), (seg.Transpose("t", 1, 0, [1, 0, 2]), True), (seg.Pad("p", 1, 0, [0] * 4, 0), True),
-        (seg.Concat("c", 1, [0], [-1]), True), (seg.Lut("l", 1, 0, 0), False), (seg.Softmax("s", 1, 0, 0, 255), False),
+        (seg.Concat("c", 1, [0], [-1]), True), (seg.Resample("r", 1, 0, 0, 0, 0, 0), True), (seg.Lut("l", 1, 0, 0), False), (seg.Softmax("s", 1, 0, 0, 255), False),
     ],
 )  # fmt: skip
 def test_only_operators_that_compute_nothing_move_bytes(op, moves):

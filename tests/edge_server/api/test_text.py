@@ -62,7 +62,7 @@ async def tails() -> AsyncIterator[TailPool]:
 
 def plans_of_all_cuts(store: Store, profile: dict[str, Any], max_drop: float = 100.0) -> list[Plan]:
     bundle = Catalog(store).bundle("bert")
-    layers = [bundle.cuts[i].layer for i in bundle.offered]
+    layers = [bundle.cuts[i].layer for i in bundle.offered if bundle.cuts[i].kind != "output"]
     found = {}
     for layer in layers:
         demand = Demand(max_drop_points=max_drop, mode="split", keep=layer)

@@ -178,6 +178,33 @@ def test_a_view_is_what_numpy_calls_strided(data: st.DataObject) -> None:
     assert_equal_to_twin(builder)
 
 
+@given(st.data())
+def test_norms_of_codes_equal_the_twin(data: st.DataObject) -> None:
+    blocks, rows, groups, width = (data.draw(st.integers(1, most)) for most in (4, 5, 4, 40))
+    builder = Builder([blocks, rows, groups * width], seed=data.draw(st.integers(0, 99)))
+    epsilon = data.draw(st.sampled_from([1e-30, 1e-3, 1.0, 1e4, 1e30]))
+    builder.normalize(builder.input, rows=rows, groups=groups, epsilon=epsilon)
+    builder.normalize(builder.input, epsilon=epsilon)
+    assert_equal_to_twin(builder, frames=1)
+
+
+def test_norms_of_constant_codes_yield_the_offsets() -> None:
+    builder = Builder([3, 4, 16], seed=3)
+    flat = builder.append(seg.Lut, [3, 4, 16], x=builder.input, table=builder.constant(np.full(256, 255, np.uint8)))
+    builder.normalize(flat, rows=12, groups=2)
+    assert_equal_to_twin(builder, frames=1)
+    (found,) = Head(builder.finish(), check_golden=False).taps(builder.codes(), [2])
+    assert (found == found[0, 0]).all()
+
+
+@given(st.data())
+def test_resampled_planes_equal_the_twin(data: st.DataObject) -> None:
+    height, width, tall, wide = (data.draw(st.integers(1, most)) for most in (7, 7, 12, 12))
+    builder = Builder([height, width, data.draw(st.integers(1, 40))], seed=data.draw(st.integers(0, 99)))
+    builder.resample(builder.input, tall, wide)
+    assert_equal_to_twin(builder, frames=1)
+
+
 def test_softmax_equals_the_twin_over_wide_and_narrow_rows() -> None:
     for columns in (1, 2, 15, 16, 17, 1000):
         for scale in (1e-3, 0.1, 2.0):

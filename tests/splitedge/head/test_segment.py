@@ -15,6 +15,7 @@ from splitedge import limits
 from splitedge.errors import SegmentError
 from splitedge.head import Head, compression
 from splitedge.head import segment as seg
+from splitedge.protocol.messages import Preprocess
 from tests.raising import raises
 from tests.segment_builder import Builder
 from tests.splitedge.head.test_verify import encoder, network
@@ -189,3 +190,14 @@ def test_a_small_file_does_not_fill_the_memory_with_tables(monkeypatch: pytest.M
         file = seg.frame(header) + bytes(100)
     assert len(file) < 1 << 14
     assert _peak(file) < 4 * limits.MAX_HEADER_BYTES
+
+
+def test_a_view_of_floats_needs_an_agent_that_knows_it() -> None:
+    def header(dtype: str) -> seg.Header:
+        tensors = [seg.Tensor([4, 3], 1.0, 0, 0, dtype), seg.Tensor([2, 3], 1.0, 0, 64, dtype)]  # type: ignore[arg-type]
+        ops: list[seg.AnyOp] = [seg.View("rows", 1, 0, 0, [2, 3], [6, 1])]
+        spec = Preprocess("tensor", [4, 3])
+        return seg.Header("m", "rows", 8, spec, tensors, 0, 1, ops, 128, 0, seg.Golden("", "0" * 64))
+
+    assert seg.needed(header("u8")) == {"view"}
+    assert seg.needed(header("f32")) == {"view", "gather"}

@@ -122,6 +122,149 @@ def test_rows_without_a_usable_range_equal_the_twin(scale: float) -> None:
         assert_equal_to_twin(builder, x)
 
 
+@pytest.mark.parametrize("kind", reference.FUNCTIONS)
+def test_functions_and_gates_equal_the_twin(kind: str) -> None:
+    for columns in AWKWARD:
+        builder = Builder([3, 2 * columns], seed=columns, dtype="f32")
+        same = builder.append(seg.Function, [3, 2 * columns], dtype="f32", x=builder.input, **{"kind": kind})
+        builder.append(seg.Gate, [3, columns], dtype="f32", x=builder.input, **{"kind": kind})
+        builder.append(seg.Sum, [3, 2 * columns], dtype="f32", a=same, b=builder.input)
+        x = builder.codes() * np.float32(8)
+        x[0, 0] = np.float32(-0.0)
+        assert_equal_to_twin(builder, x)
+
+
+def test_functions_are_near_the_exact_ones() -> None:
+    x = np.linspace(-30, 30, 20001)
+    sigmoid = 1 / (1 + np.exp(-x))
+    exact = {
+        "relu": np.maximum(x, 0),
+        "gelu": reference.gelu(x.astype(np.float32)),
+        "silu": x * sigmoid,
+        "quick_gelu": x / (1 + np.exp(-1.702 * x)),
+        "sigmoid": sigmoid,
+        "tanh": np.tanh(x),
+        "hard_swish": x * np.clip(x / 6 + 0.5, 0, 1),
+    }
+    assert set(exact) == set(reference.FUNCTIONS)
+    for kind, values in exact.items():
+        np.testing.assert_allclose(reference.function(x.astype(np.float32), kind), values, rtol=3e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("channels", AWKWARD)
+def test_norms_without_a_mean_equal_the_twin(channels: int) -> None:
+    builder = Builder([3, channels], seed=channels, dtype="f32")
+    builder.rms_norm(builder.rms_norm(builder.input))
+    assert_equal_to_twin(builder)
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.037, 1e-30, 1e30])
+def test_codes_of_values_and_values_of_codes_equal_the_twin(scale: float) -> None:
+    for columns in AWKWARD:
+        builder = Builder([3, columns], seed=columns, dtype="f32")
+        codes = builder.append(seg.Quantize, [3 * columns], 91, scale, x=builder.input)
+        builder.append(seg.Dequantize, [3, columns], dtype="f32", x=codes)
+        x = builder.codes() * np.float32(20 * min(scale, 1e30))
+        x[0, -1] = np.inf
+        assert_equal_to_twin(builder, x)
+
+
+def test_a_value_that_is_no_number_becomes_the_least_code() -> None:
+    builder = Builder([1, 20], dtype="f32")
+    builder.append(seg.Quantize, [20], 91, 1.0, x=builder.input)
+    head = Head(builder.finish(), check_golden=False)
+    assert head.run(np.full((1, 20), np.nan, np.float32)).tolist() == [0] * 20
+    assert head.run(np.full((1, 20), -0.0, np.float32)).tolist() == [91] * 20
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7, 16, 33, 49, 65])
+@pytest.mark.parametrize("windows", [1, 2, 5])
+def test_attention_within_windows_equals_the_twin(windows: int, tokens: int) -> None:
+    builder = Builder([windows * tokens, 3 * 20], seed=windows * tokens, dtype="f32")
+    for bias, mask in ((False, False), (True, False), (False, True), (True, True)):
+        builder.window_attention(builder.input, 2, windows, bias=bias, mask=mask)
+    assert_equal_to_twin(builder)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 48, 97])
+def test_attention_with_a_bias_and_padding_equals_the_twin(tokens: int) -> None:
+    builder = Builder([tokens], seed=tokens, dtype="i32")
+    stream = builder.embed(builder.input, 3 * 24)
+    builder.window_attention(stream, 3, ids=builder.input)
+    builder.window_attention(stream, 3, ids=builder.input, mask=False)
+    assert_equal_to_twin(builder)
+    assert_equal_to_twin(builder, np.zeros(tokens, np.int32))
+
+
+def test_attention_in_one_window_is_attention() -> None:
+    x = np.random.default_rng(3).normal(size=(30, 3 * 24)).astype(np.float32)
+    np.testing.assert_array_equal(reference.window_attention(x, 2, 0.3, 1), reference.attention(x, 2, 0.3))
+    pair = reference.window_attention(np.concatenate([x, 2 * x]), 2, 0.3, 2)
+    np.testing.assert_array_equal(pair[:30], reference.attention(x, 2, 0.3))
+    np.testing.assert_array_equal(pair[30:], reference.attention(2 * x, 2, 0.3))
+
+
+def test_a_mask_excludes_tokens_as_padding_does() -> None:
+    x = np.random.default_rng(4).normal(size=(9, 3 * 8)).astype(np.float32)
+    x[4:, 16:] = x[3, 16:]  # the scale of values is that of all tokens
+    mask = np.zeros((1, 9, 9), np.float32)
+    mask[:, :, 4:] = -1e30
+    found = reference.window_attention(x, 2, 0.3, 1, mask=mask)
+    np.testing.assert_allclose(found, reference.attention(x, 2, 0.3, np.arange(9) < 4), atol=1e-5)
+
+
+@pytest.mark.parametrize("half", [1, 2, 7, 8, 16, 17, 32])
+def test_rotary_positions_equal_the_twin(half: int) -> None:
+    builder = Builder([12, 4 * half + 3], seed=half, dtype="f32")
+    builder.rotary(builder.input, 2, 2 * half, 4)
+    builder.rotary(builder.input, 1, 2 * half, 12)
+    assert_equal_to_twin(builder)
+
+
+def test_rotary_positions_turn_pairs_by_their_angles() -> None:
+    """Products of turned queries and keys depend on the distance of their positions."""
+    angles = np.arange(6)[:, None] * np.float32(0.3) ** np.arange(4)
+    cos, sin = np.tile(np.cos(angles), 2), np.tile(np.sin(angles), 2) * np.repeat([-1, 1], 4)
+    table = np.stack([cos, sin], axis=1).astype(np.float32)
+    q, k = np.random.default_rng(5).normal(size=(2, 8)).astype(np.float32)
+    queries, keys = (reference.rotary(np.tile(v, (6, 1)), 1, table) for v in (q, k))
+    products = queries @ keys.T
+    for distance in range(5):
+        diagonal = np.diagonal(products, distance)
+        np.testing.assert_allclose(diagonal, diagonal[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("columns", AWKWARD)
+def test_views_of_values_equal_the_twin(columns: int) -> None:
+    builder = Builder([6, columns], seed=columns, dtype="f32")
+    turned = builder.append(
+        seg.View, [columns, 6], dtype="f32", x=builder.input, start=0, sizes=[columns, 6], steps=[1, columns]
+    )
+    builder.append(seg.View, [3, columns], dtype="f32", x=turned, start=1, sizes=[3, columns], steps=[2, 6])
+    builder.append(seg.View, [2, 4, 6], dtype="f32", x=turned, start=0, sizes=[2, 4, 6], steps=[0, 0, 1])
+    x = builder.codes()
+    assert_equal_to_twin(builder, x)
+    np.testing.assert_array_equal(reference.view(x, 0, [columns, 6], [1, columns]).reshape(columns, 6), x.T)
+
+
+def test_gathered_rows_equal_the_twin() -> None:
+    for channels in AWKWARD:
+        builder = Builder([5, channels], seed=channels, dtype="f32")
+        builder.gather(builder.input, 13)
+        assert_equal_to_twin(builder)
+
+
+def test_threads_compute_the_same_bits() -> None:
+    builder = Builder([4 * 13, 3 * 24], seed=9, dtype="f32")
+    turned = builder.rotary(builder.input, 6, 8, 13)
+    mixed = builder.window_attention(turned, 3, 4)
+    grown = builder.append(seg.Gate, [52, 12], dtype="f32", x=mixed, **{"kind": "silu"})
+    builder.gather(builder.rms_norm(grown), 70)
+    segment, x = builder.finish(), builder.codes()
+    alone = Head(segment, check_golden=False).run(x)
+    np.testing.assert_array_equal(Head(segment, check_golden=False, threads=3).run(x), alone)
+
+
 def test_values_that_are_not_finite_end_in_no_crash() -> None:
     builder = Builder([3, 36], dtype="f32")
     x = builder.attention(builder.linear(builder.input, 108, activation="gelu"), 3)

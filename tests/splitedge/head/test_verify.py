@@ -38,7 +38,9 @@ def network() -> Builder:
     )  # fmt: skip
     y = b.append(seg.Mul, [9, 10, 16], a=y - 1, b=y, multiplier=1 / 128, lo=0, hi=255)
     y = b.append(seg.Softmax, [9, 10, 16], 0, 1 / 256, x=y, lo=0, hi=255)
-    b.append(seg.View, [9, 5, 8], x=y, start=8, sizes=[9, 5, 8], steps=[160, 32, 1])
+    y = b.append(seg.View, [9, 5, 8], x=y, start=8, sizes=[9, 5, 8], steps=[160, 32, 1])
+    y = b.normalize(y, rows=45, groups=4)
+    b.resample(y, 4, 7)
     return b
 
 
@@ -67,6 +69,17 @@ def header(**changes: Any) -> Callable[[seg.Segment], None]:
     def hurt(segment: seg.Segment) -> None:
         for name, value in changes.items():
             setattr(segment.header, name, value)
+
+    return hurt
+
+
+def number(field: str, index: int, value: Any) -> Callable[[seg.Segment], None]:
+    """The first number of a constant."""
+
+    def hurt(segment: seg.Segment) -> None:
+        offset = getattr(segment.header.ops[index], field)
+        segment.blob = segment.blob.copy()
+        segment.blob[offset : offset + 4] = np.frombuffer(value.tobytes(), np.uint8)
 
     return hurt
 
@@ -141,6 +154,24 @@ HOSTILE: list[tuple[str, Callable[[seg.Segment], None], str]] = [
     ("a view of no elements", op(11, sizes=[9, 0, 8]), "shapes-differ"),
     ("a view of five axes", op(11, sizes=[9, 5, 8, 1, 1], steps=[160, 32, 1, 0, 0]), "shapes-differ"),
     ("a view without axes", op(11, sizes=[], steps=[]), "shapes-differ"),
+    ("a norm of rows that do not divide", op(12, rows=7), "groups"),
+    ("a norm of no rows", op(12, rows=0), "groups"),
+    ("a norm of more rows than there are", op(12, rows=90), "groups"),
+    ("a norm of groups that do not divide", op(12, groups=3), "groups"),
+    ("a norm of no groups", op(12, groups=0), "groups"),
+    ("a norm without an epsilon", op(12, epsilon=0.0), "epsilon"),
+    ("a norm with an infinite epsilon", op(12, epsilon=math.inf), "epsilon"),
+    ("a norm with codes beyond a byte", op(12, hi=256), "clamp"),
+    ("a norm with factors beyond the constants", op(12, gamma=1 << 30), "outside-constants"),
+    ("a norm with offsets that are not finite", number("beta", 12, np.float32(np.nan)), "constant"),
+    ("a resized plane of other rows", op(13, rows=1 << 30), "outside-constants"),
+    ("a row before the plane", number("rows", 13, np.int32(-1)), "outside-tensor"),
+    ("a row behind the plane", number("rows", 13, np.int32(9)), "outside-tensor"),
+    ("a column behind the plane", number("columns", 13, np.int32(5)), "outside-tensor"),
+    ("a weight above one", number("row_weights", 13, np.float32(1.5)), "constant"),
+    ("a weight that is no number", number("column_weights", 13, np.float32(np.nan)), "constant"),
+    ("a resized plane of another scale", tensor(14, scale=2.0), "scale-change"),
+    ("a resized plane of other channels", tensor(14, shape=[4, 7, 4]), "shapes-differ"),
     ("codes beyond a byte", op(0, hi=256), "clamp"),
     ("an empty range of codes", op(0, lo=9, hi=8), "clamp"),
     ("a multiplier that is not finite", op(2, multiplier_a=math.nan), "multiplier"),
@@ -288,6 +319,97 @@ def test_hostile_encoders_are_refused(hurt: Callable[[seg.Segment], None], reaso
         verify(segment)
 
 
+def windows() -> Builder:
+    """Operators for windows and gates; turned is 1, the attention 2, gathered 3, the gate 4, its codes 8, values 9."""
+    b = Builder([8, 36], seed=4, dtype="f32")
+    x = b.window_attention(b.rotary(b.input, 6, 4, 4), 3, 2)
+    x = b.gather(x, 10)
+    x = b.append(seg.Gate, [10, 6], dtype="f32", x=x, **{"kind": "silu"})
+    y = b.append(seg.Function, [10, 6], dtype="f32", x=b.rms_norm(x), **{"kind": "relu"})
+    x = b.append(seg.Sum, [10, 6], dtype="f32", a=x, b=y)
+    x = b.append(seg.Quantize, [60], 5, 0.5, x=x)
+    x = b.append(seg.Dequantize, [5, 12], dtype="f32", x=x)
+    b.append(seg.View, [12, 5], dtype="f32", x=x, start=0, sizes=[12, 5], steps=[1, 12])
+    return b
+
+
+def place(value: int) -> Callable[[seg.Segment], None]:
+    """Let the bias of the attention have this place."""
+
+    def hurt(segment: seg.Segment) -> None:
+        at = segment.header.ops[1].places  # type: ignore[union-attr]
+        segment.blob = segment.blob.copy()
+        segment.blob[at : at + 4] = np.frombuffer(np.int32(value).tobytes(), np.uint8)
+
+    return hurt
+
+
+def row(value: int) -> Callable[[seg.Segment], None]:
+    """Let the gather read this row."""
+
+    def hurt(segment: seg.Segment) -> None:
+        place = segment.header.ops[2].rows  # type: ignore[union-attr]
+        segment.blob = segment.blob.copy()
+        segment.blob[place : place + 4] = np.frombuffer(np.int32(value).tobytes(), np.uint8)
+
+    return hurt
+
+
+HOSTILE_WINDOWS: list[tuple[str, Callable[[seg.Segment], None], str]] = [
+    ("turns of no columns", op(0, size=0), "heads"),
+    ("turns of odd groups", op(0, size=3), "heads"),
+    ("turns of columns behind the last", op(0, heads=10), "heads"),
+    ("turns of no heads", op(0, heads=0), "heads"),
+    ("no positions", op(0, tokens=0), "shapes-differ"),
+    ("positions that do not divide the rows", op(0, tokens=3), "shapes-differ"),
+    ("positions beyond the constants", op(0, table=1 << 20), "outside-constants"),
+    ("a factor of a position that is no number", constant(0, "table", math.nan), "constant"),
+    ("no windows", op(1, windows=0), "windows"),
+    ("negative windows", op(1, windows=-2), "windows"),
+    ("windows that do not divide the rows", op(1, windows=3), "windows"),
+    ("padding in windows", op(1, ids=0), "types"),
+    ("no heads in windows", op(1, heads=0), "heads"),
+    ("a bias beyond the constants", op(1, bias=1 << 20), "outside-constants"),
+    ("places beyond the constants", op(1, places=1 << 20), "outside-constants"),
+    ("a place behind the last value", place(5), "bias"),
+    ("a place before the first value", place(-1), "bias"),
+    ("a bias without values", op(1, values=0), "bias"),
+    ("a bias of too many values", op(1, values=17), "bias"),
+    ("a mask beyond the constants", op(1, mask=-64), "outside-constants"),
+    ("a bias that is no number", constant(1, "bias", math.inf), "constant"),
+    ("a mask that is no number", constant(1, "mask", -math.inf), "constant"),
+    ("a negative factor", op(1, factor=-1.0), "factor"),
+    ("windows without keys", tensor(2, shape=[8, 9]), "shapes-differ"),
+    ("a row behind the last", row(8), "outside-tensor"),
+    ("a row before the first", row(-2), "outside-tensor"),
+    ("rows beyond the constants", op(2, rows=1 << 20), "outside-constants"),
+    ("rows of another width", tensor(3, shape=[12, 10]), "shapes-differ"),
+    ("a gate of another width", tensor(4, shape=[6, 10]), "shapes-differ"),
+    ("a norm of another shape", tensor(5, shape=[6, 10]), "shapes-differ"),
+    ("a norm without an epsilon", op(4, epsilon=0.0), "epsilon"),
+    ("a gamma that is no number", constant(4, "gamma", math.nan), "constant"),
+    ("a function of another shape", tensor(6, shape=[6, 10]), "shapes-differ"),
+    ("a sum of another shape", op(6, a=3), "shapes-differ"),
+    ("codes of fewer values", tensor(8, shape=[59]), "shapes-differ"),
+    ("values of fewer codes", tensor(9, shape=[59]), "shapes-differ"),
+    ("a sum into codes", tensor(7, dtype="u8"), "types"),
+    ("a view of values as codes", tensor(10, dtype="u8"), "types"),
+    ("a view behind the last value", op(9, start=1), "outside-tensor"),
+    ("codes with an endless scale", tensor(8, scale=math.inf), "scale"),
+]
+
+
+@pytest.mark.parametrize(
+    ("hurt", "reason"), [case[1:] for case in HOSTILE_WINDOWS], ids=[case[0] for case in HOSTILE_WINDOWS]
+)
+def test_hostile_windows_are_refused(hurt: Callable[[seg.Segment], None], reason: str) -> None:
+    segment = windows().finish()
+    verify(segment)
+    hurt(segment)
+    with raises(SegmentError, reason=reason):
+        verify(segment)
+
+
 def test_sums_of_transformers_that_could_overflow_are_refused() -> None:
     wide = Builder([1, 70_000], dtype="f32")
     wide.linear(wide.input, 1)
@@ -409,7 +531,7 @@ def test_a_family_of_reshapes_may_share_its_bytes() -> None:
 _GOOD = network().finish()
 
 
-@pytest.mark.parametrize("good", [_GOOD, encoder().finish()], ids=["network", "encoder"])
+@pytest.mark.parametrize("good", [_GOOD, encoder().finish(), windows().finish()], ids=["network", "encoder", "windows"])
 @drawn(300)
 @given(data=st.data())
 def test_any_change_of_the_header_is_refused_or_harmless(good: seg.Segment, data: st.DataObject) -> None:
