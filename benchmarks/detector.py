@@ -24,7 +24,6 @@ import onnx
 from numpy.typing import NDArray
 from PIL import Image, features
 
-import device_profiles
 from benchmarks.report import parser, quiet, report
 from calibration.accuracy import evaluation, metrics
 from calibration.accuracy.tail_runs import runner
@@ -35,14 +34,14 @@ from calibration.samples.samples import Samples
 from device_profiles import known
 from edge_server.importing.task import TaskOptions
 from edge_server.planning.catalog import Catalog
-from edge_server.planning.device_plan import choose_plan
+from edge_server.planning.device_plan import choose_plan, request_of
 from edge_server.store.store import Store
 from splitedge import errors
 from splitedge.head import answers
 from splitedge.head import segment as seg
 from splitedge.head.executor import Head
 from splitedge.head.preprocess import load_image, normalise, prepare_image
-from splitedge.protocol.messages import Demand, Detection, LinkEstimate, Mode, PlanRequest, Preprocess, Weights
+from splitedge.protocol.messages import Demand, Detection, LinkEstimate, Mode, Preprocess, Weights
 from splitedge.tasks import detection
 
 F32 = NDArray[np.float32]
@@ -123,14 +122,15 @@ class Detector:
         with Store(folder / "store") as store:
             with store.bundles.create("faces") as path:
                 samples = Samples(self.preprocess, list(calibrating))
-                bundle = creation.create(path, "faces", self.model, samples, progress=quiet, task=self.task)
-            self.bundle = bundle
+                creation.create(path, "faces", self.model, samples, progress=quiet, task=self.task)
+            catalog = Catalog(store)
+            self.bundle = catalog.bundle("faces")
             held_out = Samples(self.preprocess, list(measured))
             self.floats = evaluation.float_outputs(self._tail(0), held_out)
             yield Way("float", [], self.floats)
             for bound in BOUNDS:
                 for mode in ("split", "device"):
-                    yield from self._planned(Catalog(store), held_out, mode, bound)
+                    yield from self._planned(catalog, held_out, mode, bound)
         for kind in [kind for kind in ("JPEG", "WEBP", "AVIF") if kind != "AVIF" or features.check("avif")]:
             for quality in QUALITIES:
                 yield self._as_image(measured, kind, quality)
@@ -138,8 +138,7 @@ class Detector:
     def _planned(self, catalog: Catalog, held_out: Samples, mode: Mode, bound: float) -> Iterator[Way]:
         """The plan with the fewest bytes for ``bound``; nothing if there is none."""
         demand = Demand(max_drop_points=bound, mode=mode, weights=Weights(time=1e-6, megabyte=1.0))
-        profile = device_profiles.to_dict(known.load("pi4"))
-        request = PlanRequest(model="faces", profile=profile, link=LinkEstimate(20.0, 10.0, 10.0), demand=demand)
+        request = request_of("faces", known.load("pi4"), LinkEstimate(20.0, 10.0, 10.0), demand)
         try:
             chosen = choose_plan(catalog, request)
         except errors.InfeasibleError:

@@ -19,10 +19,10 @@ from device_profiles.render import band_words
 from device_profiles.schema import DeviceProfile, Pace, is_measured
 from edge_server.planning import curves
 from edge_server.planning.catalog import Catalog
-from edge_server.planning.device_plan import choose_plan, store_plan
+from edge_server.planning.device_plan import choose_plan, request_of, store_plan
 from edge_server.store.store import Store
 from splitedge import errors, files, terminal
-from splitedge.protocol.messages import Demand, LinkEstimate, PlanRequest
+from splitedge.protocol.messages import Demand, LinkEstimate
 from splitedge.report import explain as plan_as_text
 
 
@@ -110,7 +110,7 @@ def explain(
     form = files.picture_form(plot.name) if plot else "svg"
     if plot:
         files.require_writable(plot)
-    request = PlanRequest(model=model, profile=device_profiles.to_dict(profile), link=link, demand=demand)
+    request = request_of(model, profile, link, demand)
     with Store(folder) as store:
         catalog = Catalog(store)
         chosen = choose_plan(catalog, request)

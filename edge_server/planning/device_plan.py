@@ -35,8 +35,19 @@ from edge_server.planning.plan_message import (
 from edge_server.tails.pool import TailHandler, TailPool
 from splitedge import errors
 from splitedge.files import PictureForm
-from splitedge.head.segment import FIRST_OPERATORS
-from splitedge.protocol.messages import PROTOCOL_VERSION, Candidate, MeasuredTimes, Parts, Plan, PlanRequest, Prediction
+from splitedge.head.segment import FIRST_OPERATORS, OPERATORS
+from splitedge.protocol.messages import (
+    PROTOCOL_VERSION,
+    TASKS,
+    Candidate,
+    Demand,
+    LinkEstimate,
+    MeasuredTimes,
+    Parts,
+    Plan,
+    PlanRequest,
+    Prediction,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,12 @@ class PlanChoice:
     table: Table
     query: Query
     pick: Pick
+
+
+def request_of(model: str, profile: schema.DeviceProfile, link: LinkEstimate, demand: Demand) -> PlanRequest:
+    """The request of a board that is not connected, with an agent of this version."""
+    value, known = schema.to_dict(profile), sorted(OPERATORS)
+    return PlanRequest(model=model, profile=value, link=link, demand=demand, operators=known, tasks=TASKS)
 
 
 def make_plan(catalog: Catalog, request: PlanRequest, tails: TailPool | None = None) -> Plan:

@@ -12,9 +12,9 @@ from device_profiles import DeviceProfile
 from device_profiles.schema import Pace, is_measured
 from edge_server.planner import Pick, Query, Table, choose
 from edge_server.planning.catalog import Catalog
-from edge_server.planning.device_plan import query_for
+from edge_server.planning.device_plan import query_for, request_of
 from splitedge import errors
-from splitedge.protocol.messages import Demand, LinkEstimate, Mode, PlanRequest, Weights
+from splitedge.protocol.messages import Demand, LinkEstimate, Mode, Weights
 
 #: Uplinks in Mbit/s that a survey compares, if no link is given.
 UPLINKS: Final = (1.0, 4.0, 16.0, 64.0, 256.0)
@@ -100,8 +100,8 @@ def survey(
     paces: dict[tuple[str, Pace], Query] = {}
     for name, profile in boards.items():
         for pace in {profile.pace, *(() if is_measured(profile) else _ENDS)}:
-            request = PlanRequest(model=model, profile={}, link=links[0], demand=demand)
             paced = msgspec.structs.replace(profile, pace=pace)
+            request = request_of(model, paced, links[0], demand)
             paces[name, pace] = query_for(catalog, bundle, table, paced, request, None)
 
     def cases(wanted: Demand) -> Iterator[Case]:

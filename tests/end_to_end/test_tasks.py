@@ -22,6 +22,7 @@ from calibration.bundle import creation
 from calibration.importing import importer, joining
 from calibration.importing.graph import Graph
 from calibration.samples.samples import Samples
+from device_profiles import known
 from edge_agent import config
 from edge_agent.api import app
 from edge_agent.commands import drawing
@@ -29,10 +30,14 @@ from edge_agent.commands.infer import OutputFiles, text
 from edge_agent.runtime.agent import Agent
 from edge_agent.runtime.results import from_json, to_json
 from edge_server.api.app import make_app
+from edge_server.commands import survey
+from edge_server.commands.explain import explain
 from edge_server.importing.task import TaskOptions
+from edge_server.planning.device_plan import request_of
 from edge_server.store.store import Store
 from splitedge import errors
-from splitedge.protocol.messages import Mode, Preprocess, Segmentation, Task
+from splitedge.head.segment import OPERATORS
+from splitedge.protocol.messages import Demand, LinkEstimate, Mode, Preprocess, Segmentation, Task
 from splitedge.tasks import detection, segmentation
 from tests.end_to_end.conftest import World
 from tests.small_models import Net
@@ -158,7 +163,7 @@ async def test_boxes_are_those_of_the_float_model(world: World, store: Path, tmp
     ]
     assert sum(map(len, wanted)) > 20
     pairs = every = 0
-    for result, known in zip(results, wanted, strict=True):
+    for result, floats in zip(results, wanted, strict=True):
         assert (result.task, result.output, result.map) == ("detection", None, None)
         found = detection.Boxes(
             np.array([box.index for box in result.boxes], np.int64),
@@ -168,8 +173,8 @@ async def test_boxes_are_those_of_the_float_model(world: World, store: Path, tmp
             np.zeros((len(result.boxes), 0, 2), np.float32),
         )  # fmt: skip
         assert {box.label for box in result.boxes} <= {"cat", "dog"}
-        pairs += 2 * detection.matched(found, known)
-        every += len(found) + len(known)
+        pairs += 2 * detection.matched(found, floats)
+        every += len(found) + len(floats)
     assert pairs / every > 0.8
 
 
@@ -287,3 +292,14 @@ def test_outputs_of_very_different_sizes_count_alike(tmp_path: Path) -> None:
     found = importer.session(even).run(None, {"x": inputs_of(photos(4))[:1]})[0]
     np.testing.assert_allclose(found[0], scaled[0], atol=1e-5)
     assert Graph.of(even).nodes[-1].op == "Concat"
+
+
+def test_the_server_explains_a_detector_for_a_board_of_this_version(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link, demand = LinkEstimate(10.0, 20.0, 20.0), Demand(max_drop_points=20.0)
+    explain(store, "detector", known.load("pi5"), link, demand, None, json=False)
+    assert "boxes" in capsys.readouterr().out
+    survey.explain(store, "detector", {"pi5": known.load("pi5")}, [link], demand, None, json=False)
+    assert "pi5" in capsys.readouterr().out
+    assert set(request_of("detector", known.load("pi5"), link, demand).operators) == OPERATORS
