@@ -47,7 +47,7 @@ from splitedge.tasks import detection
 F32 = NDArray[np.float32]
 
 FILE: Final = "data/face_detection_back.tflite"
-BOUNDS: Final = (3.0, 10.0)  # points that a plan may lose
+BOUNDS: Final = (20.0, 35.0)  # points that a plan may lose: with few photographs, intervals are wide
 QUALITIES: Final = (95, 90, 80, 65, 50, 35, 20, 10)
 QUICK_PHOTOS: Final = 120  # photographs that are looked at
 SUFFIXES: Final = (".jpg", ".jpeg", ".png")

@@ -67,7 +67,8 @@ from splitedge import errors, tasks
 from splitedge.head.executor import Head
 from splitedge.head.preprocess import input_quantization
 from splitedge.head.text import Tokenizer
-from splitedge.protocol.messages import Cut, Output, OutputKind, Task
+from splitedge.protocol.messages import Cut, Detection, Output, OutputKind, Task
+from splitedge.tasks import detection
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -128,7 +129,9 @@ def create(
     network = layers.build(Graph.of(model))
     check_shape(network.graph, samples.preprocess)
     check_ids(network, samples)
-    model, answers = joining.balanced(model, _some_answers(model, samples))
+    shapes = [part.shape for part in joining.joined(model)]
+    bounds = detection.bounds(task, shapes) if isinstance(task, Detection) else {}
+    model, answers = joining.balanced(model, _some_answers(model, samples), bounds)
     if joining.joined(model):
         network = layers.build(Graph.of(model))
     has_classes = bool(labels) or samples.classes is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -26,6 +27,9 @@ F32 = NDArray[np.float32]
 JOINED: Final = "splitedge.outputs"
 #: The name of the vector.
 VECTOR: Final = "splitedge.joined"
+#: Scales below the smallest normal float32 have no finite inverse.
+_LEAST: Final = float(np.finfo(np.float32).tiny)
+_OPEN: Final = (-math.inf, math.inf)
 
 
 def outputs(model: onnx.ModelProto) -> list[str]:
@@ -69,31 +73,42 @@ def keep(model: onnx.ModelProto, parts: Sequence[Part]) -> None:
         _write(model, parts)
 
 
-def balanced(model: onnx.ModelProto, answers: F32) -> tuple[onnx.ModelProto, F32]:
+def balanced(
+    model: onnx.ModelProto, answers: F32, bounds: Mapping[int, tuple[float, float]] = MappingProxyType({})
+) -> tuple[onnx.ModelProto, F32]:
     """``model`` and its ``answers`` [n, N] with each joined output divided by its largest magnitude in ``answers``.
 
-    A model with one output stays as it is.
+    ``bounds``: the values beyond which those of an output, by its index, make no difference (`detection.bounds`); they
+    are clipped first. A model with one output stays as it is.
     """
     parts = joined(model)
     last = next((node for node in model.graph.node if model.graph.output[0].name in node.output), None)
     if not parts or last is None or last.op_type != "Concat" or len(last.input) != len(parts):
         return model, answers
     ends = np.cumsum([math.prod(part.shape) for part in parts])[:-1]
-    greatest = [float(np.abs(values).max()) for values in np.split(answers, ends, axis=1)]
-    scales = [float(np.float32(one)) if math.isfinite(one) and one > 0 else 1.0 for one in greatest]
+    pieces = [np.clip(one, *bounds.get(i, _OPEN)) for i, one in enumerate(np.split(answers, ends, axis=1))]
+    greatest = [float(np.abs(values).max()) for values in pieces]
+    scales = [float(np.float32(one)) if math.isfinite(one) and one > _LEAST else 1.0 for one in greatest]
     made = onnx.ModelProto()
     made.CopyFrom(model)
     (join,) = [node for node in made.graph.node if node.output == last.output]
     made.graph.node.remove(join)
     for place, scale in enumerate(scales):
         source, name = join.input[place], f"{VECTOR}/{place}"
+        if place in bounds:
+            ends_of = [f"{name}/least", f"{name}/greatest"]
+            for end, value in zip(ends_of, bounds[place], strict=True):
+                made.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), end))
+            made.graph.node.append(helper.make_node("Clip", [source, *ends_of], [f"{name}/clipped"], f"{name}/clip"))
+            source = f"{name}/clipped"
         made.graph.initializer.append(numpy_helper.from_array(np.array(1 / scale, np.float32), f"{name}/factor"))
         made.graph.node.append(helper.make_node("Mul", [source, f"{name}/factor"], [name], name))
         join.input[place] = name
     made.graph.node.append(join)
     _write(made, [Part(part.name, part.shape, scale) for part, scale in zip(parts, scales, strict=True)])
     sizes = [math.prod(part.shape) for part in parts]
-    return made, np.asarray(answers / np.repeat(np.array(scales, np.float32), sizes), np.float32)
+    clipped = np.concatenate(pieces, axis=1)
+    return made, np.asarray(clipped / np.repeat(np.array(scales, np.float32), sizes), np.float32)
 
 
 def _write(model: onnx.ModelProto, parts: Sequence[Part]) -> None:

@@ -25,6 +25,9 @@ I64 = NDArray[np.int64]
 #: Overlap (IoU) from which two boxes show the same thing, as in PASCAL VOC's mAP.
 SAME: Final = 0.5
 
+_BELOW: Final = 8.0  # of the least score's logit: 3 in 10,000 of its odds
+_CERTAIN: Final = 20.0  # the logit of a score of 1 in float32
+
 _COUNT: Final = struct.Struct("<HH")  # boxes, points of a box
 _EXPONENT: Final = 20.0  # bound of the exponent of a size: exp(20) times an anchor is outside of every image
 
@@ -104,6 +107,19 @@ def check(task: Detection, shapes: Sequence[Sequence[int]]) -> int:
             reason="anchors",
         )
     return found
+
+
+def bounds(task: Detection, shapes: Sequence[Sequence[int]]) -> dict[int, tuple[float, float]]:
+    """For an output that holds logits of scores only, by its index: the values beyond which they make no difference.
+
+    Detectors answer logits of -9,000 for background. If such values counted, they would hide the noise of the others.
+    """
+    columns = task.scores
+    whole = columns.part < len(shapes) and math.prod(shapes[columns.part]) == columns.count * _rows(columns, shapes)
+    if task.activation != "sigmoid" or not whole or not 0 < task.score < 1:
+        return {}
+    least = math.log(task.score / (1 - task.score)) - _BELOW
+    return {columns.part: (least, max(_CERTAIN, least + 2 * _BELOW))}
 
 
 def _used(task: Detection) -> list[Columns]:
