@@ -47,7 +47,7 @@ from splitedge.tasks import detection
 F32 = NDArray[np.float32]
 
 FILE: Final = "data/face_detection_back.tflite"
-BOUNDS: Final = (20.0, 35.0)  # points that a plan may lose: with few photographs, intervals are wide
+BOUNDS: Final = (20.0,)  # points that a plan may lose: with few photographs, intervals are wide
 QUALITIES: Final = (95, 90, 80, 65, 50, 35, 20, 10)
 QUICK_PHOTOS: Final = 120  # photographs that are looked at
 SUFFIXES: Final = (".jpg", ".jpeg", ".png")
@@ -99,7 +99,9 @@ class Detector:
         task = TaskOptions("detection", "blazeface").task_of([part.shape for part in self.parts], (width, height))
         assert isinstance(task, Detection)
         self.task, self.run = task, runner(self.model)
-        self.preprocess = Preprocess("image", [height, width, 3], height, "pad", "bilinear", [127.5], [127.5], border=0)
+        self.preprocess = Preprocess(
+            "image", [height, width, 3], height, "stretch", "bilinear", [127.5], [127.5], border=0
+        )
 
     def with_faces(self, files: Sequence[Path]) -> list[Path]:
         """The photographs on which the float model finds a face."""

@@ -13,10 +13,12 @@ from edge_agent.inputs.sources import is_array
 from edge_agent.runtime.results import Box, Result
 from splitedge import errors
 from splitedge.head import preprocess
+from splitedge.terminal import plain, shorten
 
 _OPACITY: Final = 0.5  # of a map
 _GOLDEN: Final = 0.61803  # turns of the colour circle between two classes, so that neighbours differ
 _QUALITY: Final = 90  # of JPEG
+_LABEL: Final = 40  # characters of a label
 
 Colour = tuple[int, int, int]
 
@@ -53,14 +55,23 @@ def _with_map(image: Image.Image, result: Result) -> Image.Image:
     """``image`` under the colours of the map; class 0, the background of most models, stays clear."""
     assert result.map is not None
     left, top, width, height = result.placement
-    area = (round(left), round(top), round(left + width), round(top + height))
-    size = (max(1, area[2] - area[0]), max(1, area[3] - area[1]))
-    classes = np.asarray(Image.fromarray(result.map.astype(np.int32), "I").resize(size, Image.Resampling.NEAREST))
+    rows, columns = result.map.shape
+    area = (max(0, round(left)), max(0, round(top)))
+    end = (min(image.width, round(left + width)), min(image.height, round(top + height)))
+    size = (max(1, end[0] - area[0]), max(1, end[1] - area[1]))
+    shown = (
+        max(0.0, (area[0] - left) / width * columns),
+        max(0.0, (area[1] - top) / height * rows),
+        min(float(columns), (area[0] + size[0] - left) / width * columns),
+        min(float(rows), (area[1] + size[1] - top) / height * rows),
+    )  # the part of the map that lies over the image: borders may be much larger than it
+    whole = Image.fromarray(result.map.astype(np.int32), "I")
+    classes = np.asarray(whole.resize(size, Image.Resampling.NEAREST, box=shown))
     palette = np.array([colour(i) for i in range(int(classes.max(initial=0)) + 1)], np.uint8)
     colours = Image.fromarray(palette[classes])
     strength = Image.fromarray((255 * _OPACITY * (classes > 0)).astype(np.uint8))
     found = image.copy()
-    found.paste(colours, area[:2], strength)
+    found.paste(colours, area, strength)
     return found
 
 
@@ -73,7 +84,7 @@ def _draw_box(pen: ImageDraw.ImageDraw, size: tuple[int, int], box: Box) -> None
     for x, y in box.points:
         pen.ellipse((x - line, y - line, x + line, y + line), fill=ink)
     font = ImageFont.load_default(max(12, min(size) // 30))
-    text = f"{box.label} {box.score:.2f}"
+    text = f"{shorten(plain(box.label), _LABEL)} {box.score:.2f}"
     area = pen.textbbox((0, 0), text, font=font)
     place = (left, max(0.0, top - (area[3] - area[1]) - 2 * line))
     pen.rectangle(pen.textbbox(place, text, font=font), fill=ink)

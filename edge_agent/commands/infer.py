@@ -198,7 +198,7 @@ async def _draw(folder: OutputFiles, source: Source, result: Result) -> list[Pat
         return drawing.draw(source.read(), result)
 
     try:
-        return [folder.put(Path(source.name).stem, ".jpg", await asyncio.to_thread(drawn))]
+        return [folder.put(Path(source.name).stem, ".drawn.jpg", await asyncio.to_thread(drawn))]
     except errors.InputError as error:
         print(f"edge-agent: {printable(f'{source.name} is not drawn: {error.message}')}", file=sys.stderr)
         return []

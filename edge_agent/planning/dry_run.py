@@ -32,7 +32,7 @@ _COPIES: Final = 4
 def memory_bytes(outline: Outline) -> int:
     """An upper bound of the memory that `time_operators` needs. Raises `errors.SegmentError` for an invalid outline."""
     header = _header(outline)
-    return _COPIES * header.blob_bytes + header.arena_bytes
+    return _COPIES * header.blob_bytes + header.arena_bytes + sum(seg.spread_bytes(header, op) for op in header.ops)
 
 
 def time_operators(outline: Outline, threads: int) -> DryRun:

@@ -130,6 +130,7 @@ async def _request_chain(server: ServerClient, settings: Settings, request: Plan
         server=request.link,
         held=request.held,
         measured=request.measured,
+        operators=request.operators,
     )
     devices, chain = await chain_devices(settings, own, 0, say), settings.chain
     say("asking for a plan")

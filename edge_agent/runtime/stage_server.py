@@ -43,6 +43,7 @@ from edge_agent.runtime.pipeline import FramePipeline
 from edge_agent.runtime.results import Counters, Result
 from edge_agent.runtime.stage_plans import StagePlan, StagePlans
 from splitedge import errors, limits
+from splitedge.head.segment import OPERATORS
 from splitedge.link import http_server, stream_server
 from splitedge.protocol.frames import Frame
 from splitedge.protocol.messages import ChainDevice, LinkEstimate, Open, Plan
@@ -261,6 +262,7 @@ class _Description:
             server=link,
             held=DiskCache(disk_cache.folder(self._settings)).held(),
             measured=times.medians().to_wire(),
+            operators=sorted(OPERATORS),
         )
 
     async def _server_link(self) -> LinkEstimate:

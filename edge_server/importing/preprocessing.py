@@ -117,8 +117,9 @@ def of_images(spec: Spec, shape: list[int]) -> Preprocess:
         raise errors.ConfigError(
             f"border is {spec.border}: it applies to fit pad, and is a pixel value from 0 to 255", reason="border"
         )
-    border = msgspec.UNSET if spec.fit != "pad" else spec.border or 0
-    return Preprocess("image", shape, resize, spec.fit, spec.interpolation, mean, std, border)
+    if spec.fit == "pad":
+        return Preprocess("image", shape, resize, "stretch", spec.interpolation, mean, std, spec.border or 0)
+    return Preprocess("image", shape, resize, spec.fit, spec.interpolation, mean, std)
 
 
 def fitting(channels: int) -> dict[str, Preset]:

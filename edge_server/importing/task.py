@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
@@ -61,12 +62,12 @@ class TaskOptions:
         Raises `errors.ModelError` if the outputs do not have the format.
         """
         if self.task == "segmentation":
-            return self._map(shapes)
+            return self._map(shapes[0], size)
         if self.task != "detection":
             return None
         assert self.boxes is not None
         try:
-            made = FORMATS[self.boxes]([[one for one in shape if one > 1] for shape in shapes], size)
+            made = FORMATS[self.boxes]([detection.table(shape) for shape in shapes], size)
         except (IndexError, KeyError, StopIteration, ValueError) as error:
             raise errors.ModelError(
                 f"the outputs have the shapes {[list(shape) for shape in shapes]}, which are not those of {self.boxes}; "
@@ -78,28 +79,36 @@ class TaskOptions:
         detection.check(made, shapes)
         return made
 
-    def _map(self, shapes: Sequence[Sequence[int]]) -> Segmentation:
-        """The axis of classes is the shortest of three; a map of two axes is binary."""
-        shape = list(shapes[0])
-        if sum(one > 1 for one in shape) <= 2:
+    def _map(self, shape: Sequence[int], size: tuple[int, int]) -> Segmentation:
+        """The classes are on the first or the last of three axes, so that the map has the input's proportions.
+
+        A map of two axes is binary. ``size``: width and height of the input.
+        """
+        axes = [axis for axis, length in enumerate(shape) if length > 1]
+        if len(axes) <= 2:
             return Segmentation(None, 0.5 if self.threshold is None else self.threshold)
         if self.threshold is not None:
             raise errors.UsageError(
-                f"an output of the shape {shape} has classes, so --threshold has no effect; omit it",
+                f"an output of the shape {list(shape)} has classes, so --threshold has no effect; omit it",
                 reason="threshold",
             )
-        return Segmentation(shape.index(min(shape)))
+        first, *_, last = axes
+
+        def distortion(rows: int, columns: int) -> float:
+            return abs(math.log(shape[rows] / shape[columns] * size[0] / size[1]))
+
+        return Segmentation(last if distortion(axes[0], axes[1]) < distortion(axes[1], axes[2]) else first)
 
 
-# --- formats: the shapes of the outputs without axes of 1, and the input's width and height -> the boxes ----------------
+# --- formats: rows and columns of the outputs, and the input's width and height -> the boxes ----------------
 
 
 def _yolov8(shapes: Sequence[Sequence[int]], size: tuple[int, int]) -> Detection:
     """One table [4 + classes, N]."""
     rows, columns = shapes[0]
     return Detection(
-        Columns(0, 0, 4, turned=rows < columns),
-        Columns(0, 4, min(rows, columns) - 4, turned=rows < columns),
+        Columns(0, 0, 4, turned=rows <= columns),
+        Columns(0, 4, min(rows, columns) - 4, turned=rows <= columns),
         width=size[0],
         height=size[1],
     )
@@ -130,8 +139,9 @@ def _yolov10(shapes: Sequence[Sequence[int]], size: tuple[int, int]) -> Detectio
 
 def _detr(shapes: Sequence[Sequence[int]], size: tuple[int, int]) -> Detection:  # noqa: ARG001  one signature
     """Tables of boxes [N, 4] and scores [N, classes + 1]."""
-    boxes = [shape[-1] for shape in shapes].index(4)
-    scores = 1 - boxes
+    scores = [shape[1] for shape in shapes[:2]].index(4) ^ 1
+    scores = 0 if shapes[0][1] == shapes[1][1] else scores  # exports have the scores first
+    boxes = 1 - scores
     return Detection(
         Columns(boxes, 0, 4), Columns(scores, 0, shapes[scores][1]), activation="softmax", score=0.5, iou=1.0
     )
@@ -157,7 +167,7 @@ def _tf_ssd(shapes: Sequence[Sequence[int]], size: tuple[int, int]) -> Detection
 
 def _blazeface(shapes: Sequence[Sequence[int]], size: tuple[int, int]) -> Detection:
     """MediaPipe's face detectors: boxes with six points [N, 16] and scores [N]."""
-    boxes = next(i for i, shape in enumerate(shapes) if len(shape) == 2)
+    boxes = next(i for i, shape in enumerate(shapes) if shape[1] >= 16)
     count, columns = shapes[boxes]
     strides, each = _GRIDS[size[0], count]
     return Detection(

@@ -26,7 +26,7 @@ class PowerDraw:
 def check_demand(model: str, demand: Demand, link: LinkEstimate, power: PowerDraw, layers: Sequence[str]) -> None:
     """Raise `errors.UsageError` for a number out of range, and for a ``keep`` that is not one of ``layers``."""
     _require("max_drop_points", demand.max_drop_points, minimum=0)
-    for name in ("time", "energy", "cost"):
+    for name in ("time", "energy", "cost", "megabyte"):
         _require(f"weights.{name}", getattr(demand.weights, name), minimum=0)
     _require("link.rtt_ms", link.rtt_ms, minimum=0)
     positive: dict[str, float | None] = {"link.uplink_mbps": link.uplink_mbps, "link.downlink_mbps": link.downlink_mbps}

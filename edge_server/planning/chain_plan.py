@@ -45,7 +45,7 @@ from edge_server.store.segments import SegmentKey
 from edge_server.tails.pool import TailPool
 from splitedge import errors, limits
 from splitedge.codec import packed_bytes
-from splitedge.head.segment import Header
+from splitedge.head.segment import FIRST_OPERATORS, Header, needed
 from splitedge.link.adaptation import LONGER
 from splitedge.protocol.frames import HEADER_BYTES
 from splitedge.protocol.messages import (
@@ -129,7 +129,8 @@ def build_chain(
     """The planner's problem: boards, links, demand, and what each board takes for each span."""
     table = catalog.table(bundle)
     options = tuple(_with_exact_codec(bundle, option, only=request.exact) for option in table.table.options)
-    spans = _possible_spans(bundle, options)
+    known_operators = [frozenset(device.operators) or FIRST_OPERATORS for device in request.devices]
+    spans = _possible_spans(bundle, options, frozenset.intersection(*known_operators))
     known = catalog.store.segments.known(
         bundle.sha256, {sha256 for device in request.devices for sha256 in device.measured}
     )
@@ -239,18 +240,22 @@ def _span_bytes(options: Sequence[CutOption], spans: Mapping[tuple[int, int], He
     return found
 
 
-def _possible_spans(bundle: Bundle, options: Sequence[CutOption]) -> dict[tuple[int, int], Header]:
+def _possible_spans(
+    bundle: Bundle, options: Sequence[CutOption], operators: frozenset[str]
+) -> dict[tuple[int, int], Header]:
     """The spans that one tensor connects, from `INPUT` or an option to an option, and their segments' headers.
 
+    All boards know the ``operators``; a span with another one is left out.
     A cut behind which the padding mask is needed has no span: only the board with the token ids knows the mask.
     """
     usable = [i for i, option in enumerate(options) if option.cut.padding is None]
-    return {
+    spans = {
         (start, end): bundle.header(options[end].cut.index, 8, _cut_index(options, start))
         for start in (INPUT, *usable)
         for end in usable
         if end >= start
     }
+    return {span: header for span, header in spans.items() if needed(header) <= operators}
 
 
 def _cut_index(options: Sequence[CutOption], option: int) -> int:

@@ -199,7 +199,7 @@ def check_output(version: int, tasks: Collection[str], output: Output, preproces
 
     Protocol 3 knows only logits: its agents would take a softmax of other values, or cannot read them.
     """
-    needed = output.needs | ({"pad"} if preprocess.fit == "pad" else set())
+    needed = output.needs | ({"pad"} if isinstance(preprocess.border, int) else set())
     if missing := sorted(needed - set(tasks)):
         raise errors.ProtocolError(
             f"the agent does not know what this model needs ({', '.join(missing)}); upgrade splitedge on the board",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import zipfile
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -81,7 +82,7 @@ def from_values(values: F32, output: Output, topk: int) -> Answered:
 
     ``topk`` 0 includes the whole output. Raises `errors.ModelError` for NaN and infinity.
     """
-    return _answered(real(_finite(values), output), output, topk)
+    return _answered(_finite(real(_finite(values), output)), output, topk)
 
 
 def _finite(values: F32) -> F32:
@@ -146,7 +147,7 @@ def unpack(payload: Buffer, output: Output, topk: int) -> Answered:
     """The inverse of `pack`. Raises `errors.ProtocolError`."""
     if requested(output, topk):
         if isinstance(output.task, Detection):
-            return Answered((), boxes=detection.unpack(payload))
+            return Answered((), boxes=detection.unpack(payload, output.task))
         if isinstance(output.task, Segmentation):
             shape, count = (
                 segmentation.shape(output.shape, output.task),
@@ -176,9 +177,11 @@ def npy(whole: Whole) -> bytes:
 
 
 def npz(outputs: Mapping[str, F32]) -> bytes:
-    """``outputs`` as an .npz file."""
+    """``outputs`` as an .npz file. Slashes in their names become underscores."""
     file = io.BytesIO()
-    np.savez(file, allow_pickle=False, **outputs)
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, values in outputs.items():
+            archive.writestr(f"{name.replace('/', '_')}.npy", npy(values))
     return file.getvalue()
 
 

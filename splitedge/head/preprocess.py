@@ -95,13 +95,13 @@ def prepare_image(image: Image.Image, preprocess: Preprocess) -> U8:
     height, width, channels = preprocess.shape
     image = image_formats.eight_bits(image).convert("L" if channels == 1 else "RGB")
     method = Image.Resampling.BICUBIC if preprocess.interpolation == "bicubic" else Image.Resampling.BILINEAR
-    if preprocess.fit == "stretch":
-        image = image.resize((width, height), method)
-    elif preprocess.fit == "pad":
+    if isinstance(preprocess.border, int):
         inner = _padded(image.size, (width, height))
-        border = Image.new(image.mode, (width, height), (border_of(preprocess),) * channels)
+        border = Image.new(image.mode, (width, height), (preprocess.border,) * channels)
         border.paste(image.resize(inner[2:], method), inner[:2])
         image = border
+    elif preprocess.fit == "stretch":
+        image = image.resize((width, height), method)
     else:
         image = image.resize(resized(image, preprocess), method)
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)
@@ -122,11 +122,6 @@ def _resized(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:
     return max(width, round(size[0] * scale)), max(height, round(size[1] * scale))
 
 
-def border_of(preprocess: Preprocess) -> int:
-    """The pixel value of the borders that ``pad`` adds."""
-    return preprocess.border if isinstance(preprocess.border, int) else 0
-
-
 class Placement(NamedTuple):
     """Where an image's pixels are in the model's input: the image's x is ``left + width * x`` for a relative x.
 
@@ -142,10 +137,10 @@ class Placement(NamedTuple):
 def placement(size: tuple[int, int], preprocess: Preprocess) -> Placement:
     """The place of the model's input over an image of ``size`` (width, height), in pixels of the image."""
     height, width, _ = preprocess.shape
-    if preprocess.fit == "stretch":
-        return Placement(0.0, 0.0, size[0], size[1])
-    if preprocess.fit == "pad":
+    if isinstance(preprocess.border, int):
         left, top, inner_width, inner_height = _padded(size, (width, height))
+    elif preprocess.fit == "stretch":
+        return Placement(0.0, 0.0, size[0], size[1])
     else:
         inner_width, inner_height = _resized(size, preprocess)
         left, top = -round((inner_width - width) / 2), -round((inner_height - height) / 2)

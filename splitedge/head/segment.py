@@ -513,6 +513,13 @@ class Segment(msgspec.Struct):
     blob: NDArray[np.uint8]
 
 
+def spread_bytes(header: Header, op: AnyOp) -> int:
+    """The bytes of the bias [heads, T, T] that `WindowAttention` reads, which the file holds as values and places."""
+    if not isinstance(op, WindowAttention) or op.bias == -1:
+        return 0
+    return 4 * op.heads * (header.tensors[op.out].shape[0] // max(op.windows, 1)) ** 2
+
+
 def needed(header: Header) -> frozenset[str]:
     """The operators that an agent must know to run the head.
 

@@ -60,6 +60,8 @@ def verify(segment: seg.Segment) -> dict[int, NDArray[np.int8]]:
         "computation",
         "needs more computation than the limit",
     )
+    spread = sum(seg.spread_bytes(header, op) for op in header.ops)
+    _check(spread <= limits.MAX_ARENA_BYTES, "memory", "needs more memory than the limit for its attentions")
     claimed = sum(part.nbytes for part in seg.parts(header))
     _check(claimed <= len(segment.blob), "constants-twice", "uses the same constants more than once")
     return {

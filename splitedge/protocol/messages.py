@@ -183,19 +183,19 @@ class Preprocess(Message):
     """How a caller's image or array becomes the model's input tensor.
 
     ``image``: decode, convert to RGB, resize (``crop``: short side to ``resize``, then centre crop to ``height`` x
-    ``width``; ``stretch``: directly to that size; ``pad``: as large as fits into that size, in its centre, with
-    borders of the value ``border``), then (pixel - mean[c]) / std[c] with pixel in 0..255. ``tensor``: the array is
-    the input.
+    ``width``; ``stretch``: directly to that size; ``stretch`` with a ``border``: as large as fits into that size, in
+    its centre, with borders of this pixel value), then (pixel - mean[c]) / std[c] with pixel in 0..255. ``tensor``: the
+    array is the input.
     """
 
     kind: Literal["image", "tensor"]
     shape: list[int]  # of one frame at the head, channels last, without the batch axis
     resize: int = 256
-    fit: Literal["crop", "stretch", "pad"] = "crop"
+    fit: Literal["crop", "stretch"] = "crop"
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     mean: list[float] = msgspec.field(default_factory=lambda: [0.0])
     std: list[float] = msgspec.field(default_factory=lambda: [1.0])
-    border: int | msgspec.UnsetType = msgspec.UNSET  # set for ``pad`` only: a pixel value
+    border: int | msgspec.UnsetType = msgspec.UNSET  # as old agents, which ignore it, can still read a list of models
 
 
 class Cut(Message):
@@ -332,7 +332,7 @@ class Output(Message):
         return names if self.task is None else {*names, str(self.task.__struct_config__.tag)}
 
 
-#: The names that this program knows, for `PlanRequest.tasks`. "pad": images may be fitted with borders.
+#: The names that this program knows, for `PlanRequest.tasks`. "pad": images may have borders.
 TASKS = ["detection", "segmentation", "parts", "pad"]
 
 
@@ -524,6 +524,7 @@ class ChainDevice(Message, kw_only=True):
     server: LinkEstimate
     held: list[str] = msgspec.field(default_factory=list)
     measured: dict[str, float] = {}
+    operators: Names = []  # as in `PlanRequest`
 
 
 class ChainRequest(Message, kw_only=True):

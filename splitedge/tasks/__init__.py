@@ -7,10 +7,17 @@ segmentation.py  the class of each pixel
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
 
 from splitedge import errors, limits
 from splitedge.protocol.messages import Detection, Output, Segmentation
 from splitedge.tasks import detection, segmentation
+
+_MAX_AXES: Final = 8
+_GREATEST: Final = 1e30  # of a scale: times a value of a head it stays finite
 
 __all__ = ["check", "classes", "fits"]
 
@@ -23,8 +30,7 @@ def check(output: Output) -> None:
             f"the model has {len(output.parts)} outputs (the maximum is {limits.MAX_PARTS}); choose some with --output",
             reason="outputs",
         )
-    whole = sum(math.prod(shape) for shape in shapes)
-    if output.parts and (whole != math.prod(output.shape) or not all(_positive(part.scale) for part in output.parts)):
+    if not _consistent(output, shapes):
         raise errors.ModelError("the model's outputs do not fit its output; add the model again", reason="outputs")
     if isinstance(output.task, Detection):
         detection.check(output.task, shapes)
@@ -33,7 +39,28 @@ def check(output: Output) -> None:
             raise errors.ModelError(
                 "segmentation needs one output with a value for each pixel; choose it with --output", reason="outputs"
             )
-        segmentation.shape(output.shape, output.task)
+        pixels = math.prod(segmentation.shape(output.shape, output.task))
+        if 2 * pixels > limits.MAX_FRAME_BYTES or math.prod(output.shape) > limits.MAX_ELEMENTS:
+            raise errors.ModelError(
+                f"a map of {pixels} pixels is larger than an answer may be; choose a smaller tensor with --output",
+                reason="output-too-large",
+            )
+
+
+def _consistent(output: Output, shapes: Sequence[Sequence[int]]) -> bool:
+    """Whether the parts make up the output, each with a name of its own, and nothing else explains its values."""
+    if not output.parts and output.task is None:
+        return True
+    names = [part.name for part in output.parts]
+    return (
+        output.kind == "tensor"
+        and output.greatest is None
+        and len(set(names)) == len(names)
+        and all(len(name) <= limits.MAX_NAME for name in names)
+        and all(1 <= len(shape) <= _MAX_AXES and all(0 < n <= limits.MAX_DIM for n in shape) for shape in shapes)
+        and sum(math.prod(shape) for shape in shapes) == math.prod(output.shape) <= limits.MAX_ELEMENTS
+        and all(_positive(part.scale) for part in output.parts)
+    )
 
 
 def classes(output: Output) -> int:
@@ -59,4 +86,4 @@ def fits(output: Output) -> bool:
 
 
 def _positive(number: float) -> bool:
-    return math.isfinite(number) and number > 0
+    return float(np.finfo(np.float32).tiny) <= number <= _GREATEST

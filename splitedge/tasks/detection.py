@@ -86,8 +86,13 @@ def check(task: Detection, shapes: Sequence[Sequence[int]]) -> int:
     (found,) = rows
     points = 0 if task.points is None else task.points.count
     numbers = (task.width, task.height, task.score, task.iou)
+    single = [columns.count for columns in (task.certainty, task.classes) if columns is not None]
     if (
         points % 2
+        or any(count != 1 for count in single)
+        or (task.classes is not None and task.scores.count != 1)
+        or not 0 <= task.score <= 1
+        or not 0 <= task.iou <= 1
         or points > 2 * limits.MAX_POINTS
         or task.scores.count > limits.MAX_CLASS + 1
         or (task.activation == "softmax" and task.scores.count < 2)
@@ -131,7 +136,10 @@ def _rows(columns: Columns, shapes: Sequence[Sequence[int]]) -> int:
     """The number of rows of the table that holds ``columns``; 0 if there is no such table."""
     if not 0 <= columns.part < len(shapes):
         return 0
-    rows, width = _table(shapes[columns.part]) or (0, 0)
+    try:
+        rows, width = table(shapes[columns.part])
+    except ValueError:
+        return 0
     rows, width = (width, rows) if columns.turned else (rows, width)
     inside = columns.first >= 0 and columns.count > 0 and columns.first + columns.count <= width
     return rows if inside else 0
@@ -199,19 +207,23 @@ def pack(boxes: Boxes) -> bytes:
     )
 
 
-def unpack(data: bytes | bytearray | memoryview) -> Boxes:
-    """The inverse of `pack`. Raises `errors.ProtocolError`."""
+def unpack(data: bytes | bytearray | memoryview, task: Detection) -> Boxes:
+    """The inverse of `pack` for an answer of ``task``. Raises `errors.ProtocolError`."""
     n, points = _COUNT.unpack_from(data) if len(data) >= _COUNT.size else (0, 0)
     sizes = [2 * n, 4 * n, 16 * n, 8 * n * points]
-    if len(data) != _COUNT.size + sum(sizes) or n > limits.MAX_BOXES or points > limits.MAX_POINTS:
+    own_points = 0 if task.points is None else task.points.count // 2
+    if len(data) != _COUNT.size + sum(sizes) or n > task.most or points != own_points:
         raise errors.ProtocolError(f"an answer of {len(data)} bytes holds no boxes", reason="answer-bytes")
     ends = np.cumsum([_COUNT.size, *sizes])
     classes, scores, corners, places = (
         np.frombuffer(data[start:end], kind)
         for start, end, kind in zip(ends[:-1], ends[1:], ("<u2", "<f4", "<f4", "<f4"), strict=True)
     )
-    if not all(np.isfinite(values).all() for values in (scores, corners, places)):
-        raise errors.ProtocolError("an answer holds boxes that are not finite", reason="answer-bytes")
+    known = limits.MAX_CLASS + 1 if task.classes is not None else task.scores.count - (task.activation == "softmax")
+    if not all(np.isfinite(values).all() for values in (scores, corners, places)) or classes.max(initial=0) >= known:
+        raise errors.ProtocolError(
+            "an answer holds boxes that are not finite or not of the model", reason="answer-bytes"
+        )
     return Boxes(
         classes.astype(np.int64),
         scores.astype(np.float32),
@@ -246,18 +258,17 @@ def grid_anchors(size: int, strides: Sequence[int], each: int) -> F32:
 def _columns(parts: Sequence[F32], where: Columns) -> F32:
     """The columns ``where`` of an output, [N, count]."""
     values = parts[where.part]
-    rows, width = _table(values.shape) or (values.size, 1)
-    table = values.reshape(rows, width)
-    return (table.T if where.turned else table)[:, where.first : where.first + where.count]
+    cells = values.reshape(table(values.shape))
+    return (cells.T if where.turned else cells)[:, where.first : where.first + where.count]
 
 
-def _table(shape: Sequence[int]) -> tuple[int, int] | None:
-    """Rows and columns of an output of ``shape``, without axes of 1 ahead; None if it has more than two axes."""
+def table(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of an output of ``shape``, without axes of 1 ahead. Raises `ValueError` for more than two axes."""
     sizes = list(shape)
     while len(sizes) > 2 and 1 in sizes:
         sizes.remove(1)
     if len(sizes) > 2:
-        return None
+        raise ValueError(f"{list(shape)} is no table")
     return (sizes[0], sizes[1]) if len(sizes) == 2 else (math.prod(sizes), 1)
 
 

@@ -86,9 +86,9 @@ def classes(values: Sequence[int], task: Segmentation) -> int:
 
 def shares(found: Map) -> list[tuple[int, float]]:
     """The classes in ``found`` and the share of pixels of each, the largest first; among equals the lower class."""
-    which, counts = np.unique(found, return_counts=True)
+    counts = np.bincount(found.reshape(-1))
     order = np.argsort(-counts, kind="stable")
-    return [(int(which[i]), float(counts[i] / found.size)) for i in order]
+    return [(int(i), float(counts[i] / found.size)) for i in order if counts[i]]
 
 
 def _squeezed(found: Map) -> Map:

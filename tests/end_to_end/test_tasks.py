@@ -45,7 +45,7 @@ from tests.small_models import Net
 F32 = NDArray[np.float32]
 pytestmark = pytest.mark.slow
 
-PICTURE = Preprocess("image", [24, 32, 3], 32, "pad", "bilinear", [127.5], [127.5], 0)
+PICTURE = Preprocess("image", [24, 32, 3], 32, "stretch", "bilinear", [127.5], [127.5], 0)
 MODES: list[Mode] = ["server", "split", "device"]
 
 

@@ -18,6 +18,7 @@ from edge_server.planning import chain_plan, device_plan
 from edge_server.planning.catalog import Catalog
 from edge_server.store.store import Store
 from edge_server.tails.pool import TailHandler, TailPool
+from splitedge.head.segment import OPERATORS
 from splitedge.protocol.frames import Frame
 from splitedge.protocol.messages import ChainDevice, ChainRequest, Demand, LinkEstimate, Plan, PlanRequest
 from tests import models
@@ -117,7 +118,13 @@ async def test_the_most_accurate_rung_is_float16(
 
 def test_a_chain_divides_it_only_where_the_mask_is_read_no_more(store: Store, profile: dict[str, Any]) -> None:
     pair = [
-        ChainDevice(device=n, profile=copy.deepcopy(profile), next=NEAR if n == "a" else None, server=NEAR)
+        ChainDevice(
+            device=n,
+            profile=copy.deepcopy(profile),
+            next=NEAR if n == "a" else None,
+            server=NEAR,
+            operators=sorted(OPERATORS),
+        )
         for n in "ab"
     ]
     asked = ChainRequest(model="bert", devices=pair, demand=Demand(max_drop_points=100.0, mode="any"), objective="rate")

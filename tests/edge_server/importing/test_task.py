@@ -56,13 +56,14 @@ def test_outputs_of_other_models_are_refused(name: str, shapes: list[list[int]])
     [
         ([21, 65, 65], TaskOptions("segmentation"), Segmentation(0)),
         ([65, 65, 21], TaskOptions("segmentation"), Segmentation(2)),
+        ([150, 128, 128], TaskOptions("segmentation"), Segmentation(0)),
+        ([128, 128, 150], TaskOptions("segmentation"), Segmentation(2)),
+        ([1, 2, 65, 65], TaskOptions("segmentation"), Segmentation(1)),
         ([1, 65, 65], TaskOptions("segmentation"), Segmentation(None, 0.5)),
         ([65, 65], TaskOptions("segmentation", threshold=0.0), Segmentation(None, 0.0)),
     ],
 )
-def test_the_shortest_axis_of_a_map_holds_its_classes(
-    shape: list[int], options: TaskOptions, wanted: Segmentation
-) -> None:
+def test_a_map_has_the_proportions_of_the_input(shape: list[int], options: TaskOptions, wanted: Segmentation) -> None:
     assert options.task_of([shape], (65, 65)) == wanted
 
 
@@ -79,6 +80,18 @@ def test_the_shortest_axis_of_a_map_holds_its_classes(
 def test_options_that_do_not_belong_together_are_refused(options: TaskOptions, reason: str) -> None:
     with raises(errors.UsageError, reason=reason):
         options.check()
+
+
+def test_ambiguous_shapes_are_read_as_exports_write_them() -> None:
+    square = TaskOptions("detection", "yolov8").task_of([[84, 84]], (64, 64))
+    one = TaskOptions("detection", "rt-detr").task_of([[300, 4], [300, 1]], (640, 640))
+    three = TaskOptions("detection", "detr").task_of([[100, 4], [100, 4]], (640, 640))
+    assert isinstance(square, Detection)
+    assert isinstance(one, Detection)
+    assert isinstance(three, Detection)
+    assert square.boxes.turned
+    assert (one.boxes.part, one.scores) == (0, Columns(1, 0, 1))
+    assert (three.boxes.part, three.scores.part) == (1, 0)
 
 
 def test_without_a_task_outputs_are_classes_or_tensors() -> None:

@@ -17,6 +17,7 @@ from edge_server.store.store import Store
 from splitedge import codec, errors, limits
 from splitedge.head import executor
 from splitedge.head.preprocess import quantize_tensor
+from splitedge.head.segment import OPERATORS
 from splitedge.protocol.messages import ChainDevice, ChainRequest, Codec, Demand, LinkEstimate, Plan
 from tests.raising import raises
 
@@ -30,7 +31,8 @@ def board(profile: dict[str, Any], name: str, speed: float = 1.0, **fields: Any)
     for kernel in own["kernels"]:
         kernel["time_us"] = float(kernel["time_us"]) / speed
     own["overhead"]["op_us"] /= speed
-    return ChainDevice(device=name, profile=own, **{"next": NEAR, "server": FAR} | fields)
+    known = {"next": NEAR, "server": FAR, "operators": sorted(OPERATORS)}
+    return ChainDevice(device=name, profile=own, **known | fields)
 
 
 def request(*devices: ChainDevice, **fields: Any) -> ChainRequest:

@@ -208,7 +208,8 @@ def test_protocol_3_knows_only_logits(output: Output) -> None:
     ],
 )
 def test_an_agent_gets_no_answers_that_it_does_not_know(output: Output, fit: Any, missing: list[str]) -> None:
-    preprocess = Preprocess("image", [8, 8, 3], fit=fit)
+    border = {"border": 0} if fit == "pad" else {}
+    preprocess = Preprocess("image", [8, 8, 3], fit="stretch", **border)
     plan_message.check_output(4, TASKS, output, preprocess)
     with raises(errors.ProtocolError, reason="protocol-output", missing=missing):
         plan_message.check_output(4, [], output, preprocess)

@@ -144,7 +144,8 @@ def test_arrays_are_checked_and_clamped() -> None:
 def test_a_place_in_the_input_is_found_in_the_image(fit: str, size: tuple[int, int]) -> None:
     """A bright square in the image has the same centre after preprocessing, as `placement` tells."""
     border = {"border": 7} if fit == "pad" else {}
-    chosen = spec(shape=[48, 64, 3], resize=64, fit=fit, interpolation="bilinear", **border)
+    method = "stretch" if fit == "pad" else fit
+    chosen = spec(shape=[48, 64, 3], resize=64, fit=method, interpolation="bilinear", **border)
     image = Image.new("RGB", size)
     square = (size[0] * 0.45, size[1] * 0.45, size[0] * 0.55, size[1] * 0.55)
     ImageDraw.Draw(image).rectangle(square, fill=(255, 255, 255))
@@ -160,7 +161,7 @@ def test_a_place_in_the_input_is_found_in_the_image(fit: str, size: tuple[int, i
 
 
 def test_a_padded_image_is_whole_between_borders() -> None:
-    chosen = spec(shape=[10, 30, 3], resize=10, fit="pad", border=114)
+    chosen = spec(shape=[10, 30, 3], resize=10, fit="stretch", border=114)
     pixels = pre.prepare_image(Image.new("RGB", (20, 20), (200, 200, 200)), chosen)
     assert (pixels[:, 10:20] == 200).all()
     assert (pixels[:, :10] == 114).all()

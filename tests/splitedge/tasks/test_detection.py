@@ -20,12 +20,14 @@ from splitedge import errors, limits
 from splitedge.protocol.messages import Columns, Detection
 from splitedge.tasks import detection
 from splitedge.tasks.detection import Boxes
+from tests.raising import raises
 
 F32 = NDArray[np.float32]
 Corners = tuple[float, float, float, float]
 
 NAMES = [one.name for one in dataclasses.fields(Boxes)]
 CENTRES = Detection(Columns(0, 0, 4), Columns(0, 4, 3), score=0.5, iou=0.5)
+ANY = Detection(Columns(0, 0, 4), Columns(0, 4, 60_000), points=Columns(0, 0, 6), most=limits.MAX_BOXES)
 
 
 def table(*rows: list[float]) -> F32:
@@ -153,7 +155,7 @@ def test_an_image_without_anything_has_no_boxes_and_no_points() -> None:
     task = msgspec.structs.replace(CENTRES, scores=Columns(0, 4, 1), points=Columns(0, 5, 6))
     found = detection.decode([np.zeros((7, 11), np.float32)], task)
     assert (len(found), found.corners.shape, found.points.shape) == (0, (0, 4), (0, 3, 2))
-    assert len(detection.unpack(detection.pack(found))) == 0
+    assert len(detection.unpack(detection.pack(found), task)) == 0
 
 
 def test_the_grids_of_mediapipe_have_896_boxes() -> None:
@@ -213,7 +215,7 @@ def test_only_boxes_of_one_class_match() -> None:
 @given(st.integers(0, 10_000), st.integers(0, 20))
 def test_packed_boxes_come_back(seed: int, count: int) -> None:
     one = random_boxes(seed, count)
-    found = detection.unpack(detection.pack(one))
+    found = detection.unpack(detection.pack(one), ANY)
     for name in NAMES:
         np.testing.assert_array_equal(getattr(found, name), getattr(one, name))
 
@@ -221,7 +223,7 @@ def test_packed_boxes_come_back(seed: int, count: int) -> None:
 @given(st.binary(max_size=200))
 def test_any_bytes_are_boxes_or_an_error(data: bytes) -> None:
     with suppress(errors.ProtocolError):
-        found = detection.unpack(data)
+        found = detection.unpack(data, ANY)
         assert all(np.isfinite(getattr(found, name)).all() for name in NAMES)
 
 
@@ -230,7 +232,7 @@ def test_too_many_boxes_and_numbers_that_are_none_are_refused() -> None:
     bad = dataclasses.replace(random_boxes(0, 2), scores=np.array([np.nan, 1], np.float32))
     for data in (detection.pack(many), detection.pack(bad), struct.pack("<HH", 0, limits.MAX_POINTS + 1)):
         with pytest.raises(errors.ProtocolError) as error:
-            detection.unpack(data)
+            detection.unpack(data, ANY)
         assert error.value.data["reason"] == "answer-bytes"
 
 
@@ -254,6 +256,10 @@ def test_too_many_boxes_and_numbers_that_are_none_are_refused() -> None:
         ({"height": math.inf}, "boxes-range"),
         ({"score": math.nan}, "boxes-range"),
         ({"scores": Columns(0, 4, 1), "activation": "softmax"}, "boxes-range"),
+        ({"iou": -0.1}, "boxes-range"),
+        ({"score": 1.5}, "boxes-range"),
+        ({"certainty": Columns(0, 4, 2)}, "boxes-range"),
+        ({"classes": Columns(0, 5, 1)}, "boxes-range"),
         ({"anchors": bytes(16)}, "anchors"),
         ({"anchors": np.full((9, 4), np.nan, "<f4").tobytes()}, "anchors"),
     ],
@@ -263,3 +269,20 @@ def test_a_description_that_does_not_fit_is_refused(changes: dict[str, Any], rea
     with pytest.raises(errors.ModelError) as error:
         detection.check(msgspec.structs.replace(CENTRES, **changes), [[9, 7]])
     assert error.value.data["reason"] == reason
+
+
+@pytest.mark.parametrize(
+    "changes", [{"most": 4}, {"scores": Columns(0, 4, 1)}, {"points": None}, {"points": Columns(0, 0, 4)}]
+)
+def test_an_answer_that_is_not_of_the_plans_task_is_refused(changes: dict[str, Any]) -> None:
+    data = detection.pack(random_boxes(0, 5))
+    assert len(detection.unpack(data, ANY)) == 5
+    with raises(errors.ProtocolError, reason="answer-bytes"):
+        detection.unpack(data, msgspec.structs.replace(ANY, **changes))
+
+
+def test_logits_beyond_any_score_are_bounded_and_other_values_are_not() -> None:
+    task = Detection(Columns(0, 0, 4), Columns(1, 0, 1), activation="sigmoid", score=0.5)
+    assert detection.bounds(task, [[9, 4], [9, 1]]) == {1: (-8.0, 20.0)}
+    assert detection.bounds(msgspec.structs.replace(task, activation="none"), [[9, 4], [9, 1]]) == {}
+    assert detection.bounds(msgspec.structs.replace(task, scores=Columns(0, 4, 1)), [[9, 5]]) == {}
