@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -205,8 +206,13 @@ def table(detector: Detector, ways: Sequence[Way]) -> tuple[list[dict[str, Any]]
     for kind in ("JPEG", "WEBP", "AVIF"):
         points = [value for name, value in agreements.items() if name.startswith(kind)]
         if split is not None and points:
-            figures[f"detector.{kind.lower()}_bytes_at_equal_agreement"] = bytes_at(points, split[1])
+            figures |= _at_equal(kind, bytes_at(points, split[1]))
     return rows, figures
+
+
+def _at_equal(kind: str, size: float) -> dict[str, float]:
+    """The figure of an image format; none if no quality reaches the split's agreement."""
+    return {f"detector.{kind.lower()}_bytes_at_equal_agreement": size} if math.isfinite(size) else {}
 
 
 def bytes_at(points: Sequence[tuple[float, float]], agreement: float) -> float:
