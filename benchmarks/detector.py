@@ -42,7 +42,7 @@ from splitedge.head import answers
 from splitedge.head import segment as seg
 from splitedge.head.executor import Head
 from splitedge.head.preprocess import load_image, normalise, prepare_image
-from splitedge.protocol.messages import Demand, Detection, LinkEstimate, Mode, Preprocess, Weights
+from splitedge.protocol.messages import Demand, Detection, LinkEstimate, Mode, Output, Preprocess, Weights
 from splitedge.tasks import detection
 
 F32 = NDArray[np.float32]
@@ -96,9 +96,10 @@ class Detector:
         self.model = importer.load(str(file), output=[])
         graph = Graph.of(self.model)
         height, width, _ = graph.stored_shape(graph.input)
-        self.parts = joining.joined(self.model)
-        task = TaskOptions("detection", "blazeface").task_of([part.shape for part in self.parts], (width, height))
+        parts = joining.joined(self.model)
+        task = TaskOptions("detection", "blazeface").task_of([part.shape for part in parts], (width, height))
         assert isinstance(task, Detection)
+        self.output = Output("tensor", list(graph.shapes[graph.output][1:]), None, parts, task)
         self.task, self.run = task, runner(self.model)
         self.preprocess = Preprocess(
             "image", [height, width, 3], height, "stretch", "bilinear", [127.5], [127.5], border=0
@@ -116,9 +117,7 @@ class Detector:
 
     def boxes(self, values: F32) -> detection.Boxes:
         """The boxes in the float model's outputs [N]."""
-        ends = np.cumsum([int(np.prod(part.shape)) for part in self.parts])[:-1]
-        each = [one.reshape(part.shape) for one, part in zip(np.split(values, ends), self.parts, strict=True)]
-        return detection.decode(each, self.task)
+        return answers.boxes_of(values, self.output, self.task)
 
     def ways(self, calibrating: Sequence[Path], measured: Sequence[Path], folder: Path) -> Iterator[Way]:
         """Every way on the ``measured`` photographs, the float model first."""

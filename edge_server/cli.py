@@ -333,16 +333,17 @@ def explain(
     settings, boards = load(given.options), board or []
     if len(boards) != 1 and (profile is None or boards):
         from edge_server.commands import survey
+        from edge_server.planning.survey import ROUND_TRIP, UPLINKS
 
         found = command.profiles_of(profile, boards, pace)
-        links = survey.links(uplink, downlink, rtt)
+        links = command.links_of(uplink, downlink, rtt, UPLINKS, ROUND_TRIP)
         survey.explain(settings.folder(), model, found, links, settings.demand, plot, json=json)
         return
     command.explain(
         settings.folder(),
         model,
         command.profile_of(profile, boards[0] if boards else None, pace),
-        command.link_of(uplink, downlink, rtt),
+        command.links_of(uplink, downlink, rtt, [20.0], 10.0)[0],
         settings.demand,
         plot,
         json=json,

@@ -118,7 +118,7 @@ class _Boxes:
 
     def _boxes(self, outputs: F32) -> list[Boxes]:
         rows = [answers.real(one, self._output) for one in _rows(outputs)]
-        return [detection.decode(list(answers.parts(one, self._output).values()), self._task) for one in rows]
+        return [answers.boxes_of(one, self._output, self._task) for one in rows]
 
 
 class _Pixels:

@@ -132,7 +132,7 @@ def create(
     shapes = [part.shape for part in joining.joined(model)]
     bounds = detection.bounds(task, shapes) if isinstance(task, Detection) else {}
     model, answers = joining.balanced(model, _some_answers(model, samples), bounds)
-    if joining.joined(model):
+    if shapes:
         network = layers.build(Graph.of(model))
     has_classes = bool(labels) or samples.classes is not None
     output = outputs.of_model(model, answers, output_kind, classes=has_classes, embedding=metric == "cosine", task=task)

@@ -104,8 +104,7 @@ class AgentPlan(ActivePlan):
         made.placement = (place.left, place.top, place.width, place.height)
         if plan.output.parts and answer.output is not None:
             made.output, made.outputs = None, answers.parts(answer.output.astype(np.float32), plan.output)
-        if plan.output.task is not None:
-            made.task = str(plan.output.task.__struct_config__.tag)
+        made.task = plan.output.task_name
         if answer.boxes is not None:
             made.boxes = placed_boxes(answer.boxes, plan.labels, made.placement)
         if answer.map is not None:

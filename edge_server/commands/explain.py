@@ -53,10 +53,14 @@ def profiles_of(file: Path | None, boards: Sequence[str], pace: Pace = "slow") -
     return found
 
 
-def link_of(uplink: float | None, downlink: float | None, rtt: float | None) -> LinkEstimate:
-    """The link with these options, or their defaults."""
-    up = 20.0 if uplink is None else uplink
-    return LinkEstimate(10.0 if rtt is None else rtt, up, up if downlink is None else downlink)
+def links_of(
+    uplink: float | None, downlink: float | None, rtt: float | None, uplinks: Sequence[float], round_trip: float
+) -> list[LinkEstimate]:
+    """The link with these options; without an uplink, one for each of ``uplinks``. The downlink is the uplink, and the
+    round trip ``round_trip``, if not given.
+    """
+    trip, rates = round_trip if rtt is None else rtt, uplinks if uplink is None else [uplink]
+    return [LinkEstimate(trip, rate, rate if downlink is None else downlink) for rate in rates]
 
 
 def bound(bundle: Bundle, points: float, noise: float) -> str:

@@ -55,13 +55,6 @@ def explain(
         print(f"picture: {plot}", file=sys.stderr if json else sys.stdout)
 
 
-def links(uplink: float | None, downlink: float | None, rtt: float | None) -> list[LinkEstimate]:
-    """The links to compare: one with ``uplink``, or those of `surveys.UPLINKS`."""
-    trip = surveys.ROUND_TRIP if rtt is None else rtt
-    rates = surveys.UPLINKS if uplink is None else (uplink,)
-    return [LinkEstimate(trip, rate, rate if downlink is None else downlink) for rate in rates]
-
-
 def page(found: Survey, width: int, *, guessed: bool) -> Iterator[RenderableType]:
     """The tables and sentences of a survey; ``guessed``: some boards were not measured."""
     yield Text(f"{found.model}: the best way for each board and link, ms per frame", style="bold")

@@ -14,7 +14,7 @@ from edge_server.planner import Pick, Query, Table, choose
 from edge_server.planning.catalog import Catalog
 from edge_server.planning.device_plan import query_for, request_of
 from splitedge import errors
-from splitedge.protocol.messages import Demand, LinkEstimate, Mode, Weights
+from splitedge.protocol.messages import Demand, LinkEstimate, Mode
 
 #: Uplinks in Mbit/s that a survey compares, if no link is given.
 UPLINKS: Final = (1.0, 4.0, 16.0, 64.0, 256.0)
@@ -99,7 +99,7 @@ def survey(
     table = catalog.table(bundle)
     paces: dict[tuple[str, Pace], Query] = {}
     for name, profile in boards.items():
-        for pace in {profile.pace, *(() if is_measured(profile) else _ENDS)}:
+        for pace in (profile.pace, *_other_ends(profile)):
             paced = msgspec.structs.replace(profile, pace=pace)
             request = request_of(model, paced, links[0], demand)
             paces[name, pace] = query_for(catalog, bundle, table, paced, request, None)
@@ -109,7 +109,7 @@ def survey(
             for link in links:
                 query = dataclasses.replace(paces[name, profile.pace], demand=wanted, link=link)
                 found = Case(name, link, _ways(table.table, query))
-                for end in _ENDS if not is_measured(profile) else ():
+                for end in _other_ends(profile):
                     ways = _ways(table.table, dataclasses.replace(paces[name, end], demand=wanted, link=link))
                     found.sure &= Case(name, link, ways).winner == found.winner
                 yield found
@@ -127,7 +127,7 @@ def others(demand: Demand, *, energy: bool) -> Iterator[tuple[str, Demand]]:
     """
 
     def weighted(**weights: float) -> Demand:
-        return msgspec.structs.replace(demand, weights=msgspec.structs.replace(_weights(demand), **weights))
+        return msgspec.structs.replace(demand, weights=msgspec.structs.replace(demand.weights, **weights))
 
     if demand.keep == "nothing":
         yield "--keep input", msgspec.structs.replace(demand, keep="input")
@@ -141,8 +141,9 @@ def others(demand: Demand, *, energy: bool) -> Iterator[tuple[str, Demand]]:
         yield "--min-rate 30", msgspec.structs.replace(demand, min_rate_fps=30.0)
 
 
-def _weights(demand: Demand) -> Weights:
-    return Weights(**msgspec.structs.asdict(demand.weights))
+def _other_ends(profile: DeviceProfile) -> list[Pace]:
+    """The ends of the band of a predicted profile, besides the one that it counts on."""
+    return [] if is_measured(profile) else [end for end in _ENDS if end != profile.pace]
 
 
 def _has_watts(profile: DeviceProfile) -> bool:

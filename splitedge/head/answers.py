@@ -106,7 +106,7 @@ def _answered(values: F32, output: Output, topk: int) -> Answered:
     pairs = best(values, topk or SHOWN, output) if output.has_classes else ()
     boxes, found = None, None
     if isinstance(output.task, Detection):
-        boxes = detection.decode(list(parts(values, output).values()), output.task)
+        boxes = boxes_of(values, output, output.task)
     elif isinstance(output.task, Segmentation):
         found = segmentation.decode(values.reshape(output.shape), output.task)
     if requested(output, topk):
@@ -115,6 +115,11 @@ def _answered(values: F32, output: Output, topk: int) -> Answered:
     if output.greatest is not None:
         whole = values.reshape(output.greatest.shape).argmax(axis=output.greatest.axis)
     return Answered(pairs, _kept(whole, output), boxes, found)
+
+
+def boxes_of(values: F32, output: Output, task: Detection) -> Boxes:
+    """The boxes in ``values``, the whole output in its own units."""
+    return detection.decode(list(parts(values, output).values()), task)
 
 
 def parts(values: F32, output: Output) -> dict[str, F32]:

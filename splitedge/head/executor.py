@@ -470,50 +470,39 @@ def _lower_transformer(
     low: _Lowering, op: seg.Linear | seg.Embed | seg.Attention | seg.WindowAttention, w: NDArray[np.int8] | None
 ) -> int:
     """Lower an operator with products or weights; return the number of its products."""
-    if isinstance(op, seg.Attention):
+    if isinstance(op, seg.Attention | seg.WindowAttention):
         return _lower_attention(low, op)
-    if isinstance(op, seg.WindowAttention):
-        return _lower_window_attention(low, op)
     assert w is not None
     return _lower_embed(low, op, w) if isinstance(op, seg.Embed) else _lower_linear(low, op, w)
 
 
-def _lower_attention(low: _Lowering, op: seg.Attention) -> int:
-    tokens, channels = low.tensor(op.out).shape
-    low.scratch = max(low.scratch, transformer.attention_scratch(tokens, channels, op.heads))
-    low.row(
-        Kind.ATTENTION,
-        op.x,
-        op.out,
-        height=tokens,
-        channels=channels,
-        heads=op.heads,
-        factor=op.factor,
-        ids=-1 if op.ids == -1 else low.tensor(op.ids).offset,
-        pad_token=op.pad,
-    )
-    return 2 * tokens * tokens * channels
-
-
-def _lower_window_attention(low: _Lowering, op: seg.WindowAttention) -> int:
+def _lower_attention(low: _Lowering, op: seg.Attention | seg.WindowAttention) -> int:
     rows, channels = low.tensor(op.out).shape
-    tokens = rows // op.windows
+    windows = op if isinstance(op, seg.WindowAttention) else None
+    tokens = rows // windows.windows if windows else rows
     low.scratch = max(low.scratch, transformer.attention_scratch(tokens, channels, op.heads))
     low.row(
-        Kind.WINDOW_ATTENTION,
+        Kind.WINDOW_ATTENTION if windows else Kind.ATTENTION,
         op.x,
         op.out,
         height=tokens,
         channels=channels,
         heads=op.heads,
         factor=op.factor,
-        windows=op.windows,
         ids=-1 if op.ids == -1 else low.tensor(op.ids).offset,
         pad_token=op.pad,
-        added_bias=-1 if op.bias == -1 else low.multipliers.put(_bias(low.segment.blob, op, tokens)),
-        added_mask=-1 if op.mask == -1 else low.floats_at(op.mask, op.windows * tokens * tokens),
+        **(_added(low, windows, tokens) if windows else {}),
     )
     return 2 * rows * tokens * channels
+
+
+def _added(low: _Lowering, op: seg.WindowAttention, tokens: int) -> dict[str, int]:
+    """The fields of windows, and of what is added to their scores."""
+    return {
+        "windows": op.windows,
+        "added_bias": -1 if op.bias == -1 else low.multipliers.put(_bias(low.segment.blob, op, tokens)),
+        "added_mask": -1 if op.mask == -1 else low.floats_at(op.mask, op.windows * tokens * tokens),
+    }
 
 
 def _bias(blob: U8, op: seg.WindowAttention, tokens: int) -> NDArray[np.float32]:

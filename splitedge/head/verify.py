@@ -454,22 +454,38 @@ def _linear(segment: seg.Segment, op: seg.Linear) -> None:
     _check_floats(segment, op, op.bias, y[-1])
 
 
-def _norm(segment: seg.Segment, op: seg.Norm) -> None:
+def _alike(segment: seg.Segment, op: seg.Norm | seg.Normalize | seg.RmsNorm | seg.Function) -> list[int]:
+    """The shape of x, which y has too."""
     shape = _shape(segment, op.x)
     _check(shape == _shape(segment, op.out), "shapes-differ", f"has shapes that do not fit in {op.name!r}")
+    return shape
+
+
+def _check_epsilon(op: seg.Norm | seg.Normalize | seg.RmsNorm) -> None:
     _check(
         _float32(op.epsilon) and op.epsilon > 0,
         "epsilon",
         f"has an epsilon that is not a positive float32 in {op.name!r}",
     )
+
+
+def _norm(segment: seg.Segment, op: seg.Norm) -> None:
+    shape = _alike(segment, op)
+    _check_epsilon(op)
     _check_floats(segment, op, op.gamma, shape[-1])
     _check_floats(segment, op, op.beta, shape[-1])
 
 
-def _attention(segment: seg.Segment, op: seg.Attention) -> None:
+def _attended(segment: seg.Segment, op: seg.Attention | seg.WindowAttention) -> list[int]:
+    """The shape [tokens, channels] of y, which x and the token ids fit."""
     x, y = _shape(segment, op.x), _shape(segment, op.out)
     fits = len(x) == len(y) == 2 and x == [y[0], 3 * y[1]] and (op.ids == -1 or _shape(segment, op.ids) == y[:1])
     _check(fits, "shapes-differ", f"has shapes that do not fit in {op.name!r}")
+    return y
+
+
+def _attention(segment: seg.Segment, op: seg.Attention) -> None:
+    y = _attended(segment, op)
     _check_heads(op, y[0], y[1])
 
 
@@ -509,18 +525,13 @@ def _mean(segment: seg.Segment, op: seg.Mean) -> None:
 
 
 def _normalize(segment: seg.Segment, op: seg.Normalize) -> None:
-    shape = _shape(segment, op.x)
+    shape = _alike(segment, op)
     rows, channels = math.prod(shape[:-1]), shape[-1]
-    _check(shape == _shape(segment, op.out), "shapes-differ", f"has shapes that do not fit in {op.name!r}")
     whole = 1 <= op.rows <= rows and rows % op.rows == 0 and 1 <= op.groups <= channels and channels % op.groups == 0
     _check(whole, "groups", f"has groups that do not divide its channels in {op.name!r}")
     # n^2 * 255^2 in an int64, and a row's sum in an int32
     _check(op.rows * (channels // op.groups) < 1 << 23, "overflow", f"could overflow a 64-bit sum in {op.name!r}")
-    _check(
-        _float32(op.epsilon) and op.epsilon > 0,
-        "epsilon",
-        f"has an epsilon that is not a positive float32 in {op.name!r}",
-    )
+    _check_epsilon(op)
     _check_codes(op)
     for offset in (op.gamma, op.beta):
         _check_floats(segment, op, offset, channels)
@@ -544,25 +555,14 @@ def _resample(segment: seg.Segment, op: seg.Resample) -> None:
         _check(bool(((share >= 0) & (share <= 1)).all()), "constant", f"has a weight beyond 0 to 1 in {op.name!r}")
 
 
-def _same(segment: seg.Segment, op: seg.Function) -> None:
-    _check(
-        _shape(segment, op.x) == _shape(segment, op.out), "shapes-differ", f"has shapes that do not fit in {op.name!r}"
-    )
-
-
 def _gate(segment: seg.Segment, op: seg.Gate) -> None:
     x, y = _shape(segment, op.x), _shape(segment, op.out)
     _check(x == [*y[:-1], 2 * y[-1]], "shapes-differ", f"has shapes that do not fit in {op.name!r}")
 
 
 def _rms_norm(segment: seg.Segment, op: seg.RmsNorm) -> None:
-    shape = _shape(segment, op.x)
-    _check(shape == _shape(segment, op.out), "shapes-differ", f"has shapes that do not fit in {op.name!r}")
-    _check(
-        _float32(op.epsilon) and op.epsilon > 0,
-        "epsilon",
-        f"has an epsilon that is not a positive float32 in {op.name!r}",
-    )
+    shape = _alike(segment, op)
+    _check_epsilon(op)
     _check_floats(segment, op, op.gamma, shape[-1])
 
 
@@ -584,9 +584,7 @@ def _rotary(segment: seg.Segment, op: seg.Rotary) -> None:
 
 
 def _window_attention(segment: seg.Segment, op: seg.WindowAttention) -> None:
-    x, y = _shape(segment, op.x), _shape(segment, op.out)
-    fits = len(x) == len(y) == 2 and x == [y[0], 3 * y[1]] and (op.ids == -1 or _shape(segment, op.ids) == y[:1])
-    _check(fits, "shapes-differ", f"has shapes that do not fit in {op.name!r}")
+    y = _attended(segment, op)
     whole = 1 <= op.windows <= y[0] and y[0] % op.windows == 0 and (op.ids == -1 or op.windows == 1)
     _check(whole, "windows", f"has windows that do not divide its rows in {op.name!r}")
     tokens = y[0] // op.windows
@@ -618,7 +616,7 @@ def _converted(segment: seg.Segment, op: seg.Quantize | seg.Dequantize) -> None:
     _check(same, "shapes-differ", f"has shapes that do not fit in {op.name!r}")
 
 
-_RULES: dict[type, Callable[[seg.Segment, Any], None]] = {
+_RULES: dict[type, Callable[[seg.Segment, Any], object]] = {
     seg.Conv: _conv,
     seg.Add: _same_or_per_channel,
     seg.Mul: _same_or_per_channel,
@@ -639,7 +637,7 @@ _RULES: dict[type, Callable[[seg.Segment, Any], None]] = {
     seg.Mean: _mean,
     seg.Normalize: _normalize,
     seg.Resample: _resample,
-    seg.Function: _same,
+    seg.Function: _alike,
     seg.Gate: _gate,
     seg.RmsNorm: _rms_norm,
     seg.Sum: _sum,

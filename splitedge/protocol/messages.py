@@ -328,8 +328,12 @@ class Output(Message):
     @property
     def needs(self) -> set[str]:
         """The names in `PlanRequest.tasks` without which an agent cannot read answers with this output."""
-        names = {"parts"} if self.parts else set()
-        return names if self.task is None else {*names, str(self.task.__struct_config__.tag)}
+        return {*(["parts"] if self.parts else []), *([self.task_name] if self.task else [])}
+
+    @property
+    def task_name(self) -> str:
+        """ "detection", "segmentation", or empty."""
+        return "" if self.task is None else str(self.task.__struct_config__.tag)
 
 
 #: The names that this program knows, for `PlanRequest.tasks`. "pad": images may have borders.

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from aiohttp.test_utils import TestServer
 from numpy.typing import NDArray
 
 from calibration.bundle import creation
 from calibration.importing import importer
 from calibration.samples.samples import Samples
-from edge_agent import config
 from edge_agent.api import app
 from edge_agent.commands.infer import OutputFiles
-from edge_agent.runtime.agent import Agent
-from edge_server.api.app import make_app
 from edge_server.store.store import Store
 from splitedge.protocol.messages import Mode, OutputKind, Preprocess
+from tests.end_to_end.agents import agent_of
 from tests.end_to_end.conftest import World
 from tests.small_models import Net
 
@@ -135,18 +130,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 creation.create(path, name, importer.load(str(folder / "model.onnx")), samples, rounding="nearest")
         (folder / "token").write_text(opened.tokens.add("board"))
     return folder
-
-
-@asynccontextmanager
-async def agent_of(world: World, store: Path, tmp_path: Path, name: str, **options: Any) -> AsyncIterator[Agent]:
-    with Store(store) as opened:
-        async with TestServer(make_app(opened)) as server:
-            common = {
-                "server": f"http://127.0.0.1:{server.port}", "token": (store / "token").read_text(), "model": name,
-                "cache_dir": str(tmp_path / "cache"), "profile": str(world.profile), "demand.max_drop_points": 100.0,
-            }  # fmt: skip
-            async with Agent(config.load(options=common | options, environ={})) as agent:
-                yield agent
 
 
 @pytest.mark.parametrize(("name", "mode"), [(name, mode) for name in MODELS for mode in modes(name)])

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from aiohttp.test_utils import TestServer
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -23,13 +20,10 @@ from calibration.importing import importer, joining
 from calibration.importing.graph import Graph
 from calibration.samples.samples import Samples
 from device_profiles import known
-from edge_agent import config
 from edge_agent.api import app
 from edge_agent.commands import drawing
 from edge_agent.commands.infer import OutputFiles, text
-from edge_agent.runtime.agent import Agent
 from edge_agent.runtime.results import from_json, to_json
-from edge_server.api.app import make_app
 from edge_server.commands import survey
 from edge_server.commands.explain import explain
 from edge_server.importing.task import TaskOptions
@@ -39,6 +33,7 @@ from splitedge import errors
 from splitedge.head.segment import OPERATORS
 from splitedge.protocol.messages import Demand, LinkEstimate, Mode, Preprocess, Segmentation, Task
 from splitedge.tasks import detection, segmentation
+from tests.end_to_end.agents import agent_of as any_agent_of
 from tests.end_to_end.conftest import World
 from tests.small_models import Net
 
@@ -137,17 +132,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@asynccontextmanager
-async def agent_of(world: World, store: Path, tmp_path: Path, name: str, **options: Any) -> AsyncIterator[Agent]:
-    with Store(store) as opened:
-        async with TestServer(make_app(opened)) as server:
-            common = {
-                "server": f"http://127.0.0.1:{server.port}", "token": (store / "token").read_text(), "model": name,
-                "cache_dir": str(tmp_path / "cache"), "profile": str(world.profile), "demand.max_drop_points": 20.0,
-                "link.controller": "fixed",
-            }  # fmt: skip
-            async with Agent(config.load(options=common | options, environ={})) as agent:
-                yield agent
+agent_of = functools.partial(any_agent_of, **{"demand.max_drop_points": 20.0, "link.controller": "fixed"})
 
 
 @pytest.mark.parametrize("mode", MODES)

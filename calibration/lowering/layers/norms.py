@@ -42,12 +42,7 @@ def pieces(graph: Graph, root: Node) -> Pieces | None:
 
 
 def _pieces(graph: Graph, root: Node) -> Pieces:
-    summed = _maker(graph, root.inputs[0], "Add")
-    variance, epsilon = _constant_apart(graph, summed)
-    averaged = _mean_of(graph, variance)
-    square = _maker(graph, averaged.inputs[0], "Pow", "Mul")
-    if square.op == "Pow" and scalar(graph.constants.get(square.inputs[1], 0)) != 2:
-        raise Unsupported("no square")
+    square, averaged, summed, epsilon = _mean_square(graph, root)
     quotient = _reader(graph, root.outputs[0], "Div")
     differences = {
         _maker(graph, t, "Sub") for t in (*square.inputs[: 2 if square.op == "Mul" else 1], quotient.inputs[0])
@@ -72,12 +67,7 @@ def _pieces(graph: Graph, root: Node) -> Pieces:
 
 
 def _without_mean(graph: Graph, root: Node) -> Pieces:
-    summed = _maker(graph, root.inputs[0], "Add")
-    squares, epsilon = _constant_apart(graph, summed)
-    averaged = _mean_of(graph, squares)
-    square = _maker(graph, averaged.inputs[0], "Pow", "Mul")
-    if square.op == "Pow" and scalar(graph.constants.get(square.inputs[1], 0)) != 2:
-        raise Unsupported("no square")
+    square, averaged, summed, epsilon = _mean_square(graph, root)
     x = square.inputs[0]
     if square.op == "Mul" and square.inputs[1] != x:
         raise Unsupported("no square")
@@ -101,6 +91,17 @@ def _without_mean(graph: Graph, root: Node) -> Pieces:
         raise Unsupported("no norm of the channels")
     nodes = [square, averaged, summed, root, *between, scaled]
     return Pieces(x, scaled.outputs[0], gamma, None, scalar(graph.constants[epsilon]), nodes, centred=False)
+
+
+def _mean_square(graph: Graph, root: Node) -> tuple[Node, Node, Node, str]:
+    """The square, its mean over the channels and the sum with epsilon that the Sqrt ``root`` reads, and epsilon's name."""
+    summed = _maker(graph, root.inputs[0], "Add")
+    squares, epsilon = _constant_apart(graph, summed)
+    averaged = _mean_of(graph, squares)
+    square = _maker(graph, averaged.inputs[0], "Pow", "Mul")
+    if square.op == "Pow" and scalar(graph.constants.get(square.inputs[1], 0)) != 2:
+        raise Unsupported("no square")
+    return square, averaged, summed, epsilon
 
 
 def _maker(graph: Graph, tensor: str, *ops: str) -> Node:

@@ -14,10 +14,10 @@ from rich.console import Console
 import device_profiles
 from device_profiles import known
 from edge_server.commands import survey as pages
-from edge_server.commands.explain import profiles_of
+from edge_server.commands.explain import links_of, profiles_of
 from edge_server.planning.catalog import Catalog
 from edge_server.planning.device_plan import choose_plan
-from edge_server.planning.survey import MODES, Case, Survey, Way, others, survey
+from edge_server.planning.survey import MODES, ROUND_TRIP, UPLINKS, Case, Survey, Way, others, survey
 from edge_server.store.store import Store
 from splitedge import errors
 from splitedge.protocol.messages import Demand, LinkEstimate, Mode, PlanRequest, Weights
@@ -101,7 +101,7 @@ def test_the_command_prints_json_and_draws(store: Store, tmp_path: Path, capsys:
     file = tmp_path / "survey.png"
     boards = profiles_of(None, [])
     assert list(boards) == list(known.names())
-    links = pages.links(None, None, None)
+    links = links_of(None, None, None, UPLINKS, ROUND_TRIP)
     pages.explain(store.folder, "tiny", boards, links, DEMAND, file, json=True)
     value = json.loads(capsys.readouterr().out)
     assert len(value["changes"][0]["cases"]) == len(boards) * len(links)
