@@ -160,11 +160,11 @@ def operators() -> str:
     convolutional = ", ".join(f"`{name}`" for name in sorted(planes._BUILDERS))
     transformer = ", ".join(f"`{name}`" for name in sorted({*streams._BUILDERS, *streams._FINDERS}))
     return (
-        f"## Model operators\n\nIn convolutional networks, the head takes these ONNX operators: {convolutional}.\n\n"
+        f"## Model operators\n\nThe head of a convolutional network takes these ONNX operators:\n\n{convolutional}\n\n"
         "Import rewrites `ConvTranspose`, `GroupNormalization`, `Mean`, `ReduceL2`, `Sum`, a `PRelu` with a slope for each "
         "channel, a quotient of two tensors, and 1-D convolutions and pooling into these.\n\n"
-        f"In transformers, it recognizes structures made of {transformer}, and of operators that only move elements: "
-        "[Transformers and text](../architecture/transformers.md).\n\n"
+        "The head of a transformer takes structures made of these, and of operators that only move elements "
+        f"([Transformers and text](../architecture/transformers.md)):\n\n{transformer}\n\n"
         "## Operators of the head\n\n" + "\n\n".join(head)
     )
 

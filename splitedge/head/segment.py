@@ -375,9 +375,9 @@ class WindowAttention(Op, tag="window_attention"):
     """`Attention` within each of ``windows`` groups of T consecutive rows, by `kernels.reference.window_attention`:
     x [windows * T, 3 C] to [windows * T, C].
 
-    Query i and key j of a head have bias[head, places[i, j]] added to their score, for ``bias`` [heads, values] float32
-    and ``places`` [T, T] int32, and mask[window, i, j] after it; ``bias`` and ``mask`` are -1 for none. ``ids`` needs
-    ``windows`` = 1.
+    The score of query i and key j of a head gets bias[head, places[i, j]] added, then mask[window, i, j]. ``bias`` is
+    float32 [heads, values], ``places`` int32 [T, T], ``mask`` float32 [windows, T, T]. ``bias`` and ``mask`` are -1 for
+    none. ``ids`` needs ``windows`` = 1.
     """
 
     x: int
