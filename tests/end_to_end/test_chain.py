@@ -350,14 +350,16 @@ async def start(environment: dict[str, str], *options: str) -> tuple[Process, st
         env=environment,
     )
     assert process.stderr is not None
-    url = ""
-    async with asyncio.timeout(120):
-        while line := (await process.stderr.readline()).decode():
-            if "local API listens" in line:
-                url = line.split()[-1]
-            if "ready" in line:
-                return process, url
-    raise AssertionError("the agent ended before it was ready")
+    lines: list[str] = []
+    try:
+        async with asyncio.timeout(120):
+            while line := (await process.stderr.readline()).decode():
+                lines.append(line)
+                if "ready" in line:
+                    return process, next(said.split()[-1] for said in lines if "local API listens" in said)
+    except TimeoutError:
+        await end(process)
+    raise AssertionError("the agent was not ready; it printed:\n" + "".join(lines))
 
 
 async def infer(http: aiohttp.ClientSession, url: str, image: bytes) -> str:

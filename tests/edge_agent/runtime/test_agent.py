@@ -337,7 +337,7 @@ async def test_a_stream_that_cannot_be_closed_does_not_keep_the_others_open(sett
 
 
 async def until(met: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not met():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -416,7 +416,7 @@ async def test_an_expired_plan_is_renewed_while_the_old_one_serves(settings, mon
     async with SmallServer(life=0.01) as server, Agent(settings(server)) as agent:
         first = agent.plan.id
         server.plan = make_plan("split", server.data)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while agent.plan.id == first:
                 await agent.infer(png())
         assert (await agent.infer(png())).plan == server.plan.id
@@ -429,7 +429,7 @@ async def test_when_no_new_plan_can_be_had_the_old_one_serves_on(settings, monke
     monkeypatch.setattr(limits, "REPLAN_LEAST", 0.05)
     async with SmallServer(life=0.01) as server, Agent(settings(server)) as agent:
         server.plan = make_plan("split", server.data, name="another")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while "no new plan" not in agent.state:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert (await agent.infer(png())).mode == "split"
@@ -631,7 +631,7 @@ async def test_on_a_wide_link_frames_become_as_accurate_as_the_ladder_allows(set
     async with SmallServer() as server:
         with_ladder(server)
         slowly = settings(server, demand=DemandConfig(min_rate_fps=10.0))
-        async with Agent(slowly) as agent, asyncio.timeout(20):
+        async with Agent(slowly) as agent, asyncio.timeout(60):
             while (await agent.infer(png())).bits != 8:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)  # a rate that the link can hold
             status, gauges = agent.status()["link"], agent.gauges()
@@ -731,7 +731,7 @@ async def test_a_head_that_hangs_is_noticed(settings, monkeypatch):
         waiting = asyncio.create_task(agent.infer(np.zeros((16, 16, 3), np.uint8)))
         try:
             assert agent.alive
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while agent.alive:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
         finally:

@@ -20,7 +20,7 @@ async def hold(queue: FrameQueue, log: list[int], number: int, seconds: float, a
 
 async def free(queue: FrameQueue, places: int) -> bool:
     """Whether so many places are free, and no more."""
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(30):
         entered = [queue.place() for _ in range(places)]
         for one in entered:
             await one.__aenter__()

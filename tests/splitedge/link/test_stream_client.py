@@ -17,7 +17,7 @@ from tests.raising import expect, raises
 
 from .conftest import Relay, Tail, serving, stream_app
 
-QUICK = {"heartbeat_s": 0.1, "silence_s": 0.4, "backoff_first_s": 0.02, "backoff_max_s": 0.1}
+QUICK = {"heartbeat_s": 0.1, "silence_s": 1.0, "backoff_first_s": 0.02, "backoff_max_s": 0.1}
 
 
 def port_of(url: str) -> int:
@@ -29,7 +29,7 @@ def balanced(stream: FrameStream) -> bool:
     return s.accepted == s.answered + s.refused + s.aged + s.failed + s.in_flight
 
 
-async def until(condition, timeout=5.0):
+async def until(condition, timeout=30.0):
     async with asyncio.timeout(timeout):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
@@ -333,7 +333,7 @@ async def test_many_cuts_lose_no_frame():
 async def test_a_silent_link_is_noticed_and_every_frame_accounted_for():
     tail = Tail()
     async with (
-        serving(stream_app(tail, heartbeat_s=0.1, silence_s=0.4)) as url,
+        serving(stream_app(tail, heartbeat_s=0.1, silence_s=1.0)) as url,
         Relay(port_of(url)) as relay,
         FrameStream(relay.url, "secret", "plan", window=3, frame_age_s=0.3, **QUICK) as stream,
     ):
@@ -355,7 +355,7 @@ async def test_a_silent_link_is_noticed_and_every_frame_accounted_for():
 
 
 async def test_cuts_and_silence_under_tls_lose_no_frame(server_tls, ca_file):
-    app = stream_app(Tail(), heartbeat_s=0.1, silence_s=0.4)
+    app = stream_app(Tail(), heartbeat_s=0.1, silence_s=1.0)
     async with serving(app, server_tls) as url, Relay(port_of(url)) as relay:
         address, tls = relay.url.replace("http:", "https:"), endpoint.tls_context(ca_file)
         async with FrameStream(address, "secret", "plan", ssl=tls, **QUICK) as stream:
@@ -373,17 +373,17 @@ async def test_cuts_and_silence_under_tls_lose_no_frame(server_tls, ca_file):
 
 async def test_a_frame_slower_than_the_silence_allowed_gets_through():
     async with (
-        serving(stream_app(Tail(), heartbeat_s=0.1, silence_s=1.0)) as url,
-        Relay(port_of(url), up_rate=25_000) as relay,
-        FrameStream(relay.url, "secret", "plan", **QUICK | {"silence_s": 1.0}) as stream,
-    ):
-        assert len((await stream.send(bytes(35_000), 0)).payload) == 35_000
+        serving(stream_app(Tail(), heartbeat_s=0.1, silence_s=3.0)) as url,
+        Relay(port_of(url), up_rate=20_000) as relay,
+        FrameStream(relay.url, "secret", "plan", **QUICK | {"silence_s": 3.0}) as stream,
+    ):  # a loaded machine pauses for a second at times, which must not count as silence
+        assert len((await stream.send(bytes(80_000), 0)).payload) == 80_000
         assert (stream.stats.sent, stream.stats.reconnects) == (1, 0)
 
 
 async def test_frames_survive_a_silence_that_ends_in_time():
     async with (
-        serving(stream_app(Tail(), heartbeat_s=0.1, silence_s=0.4)) as url,
+        serving(stream_app(Tail(), heartbeat_s=0.1, silence_s=1.0)) as url,
         Relay(port_of(url)) as relay,
         FrameStream(relay.url, "secret", "plan", window=3, **QUICK) as stream,
     ):
@@ -413,7 +413,7 @@ async def test_a_server_away_too_long_fails_frames_until_it_is_back(unused_tcp_p
 
 async def test_an_idle_stream_stays_open():
     async with (
-        serving(stream_app(Tail(), heartbeat_s=0.1, silence_s=0.4)) as url,
+        serving(stream_app(Tail(), heartbeat_s=0.1, silence_s=1.0)) as url,
         FrameStream(url, "secret", "plan", **QUICK) as stream,
     ):
         await stream.send(b"x", 0)
@@ -580,7 +580,7 @@ async def test_a_websocket_ping_is_answered():
 async def test_a_slow_long_message_is_no_silence():
     """One frame takes longer than the silence allowed, a piece at a time."""
     tail = Tail()
-    async with serving(stream_app(tail, heartbeat_s=0.1, silence_s=0.3)) as url, raw_session() as http:
+    async with serving(stream_app(tail, heartbeat_s=0.1, silence_s=1.0)) as url, raw_session() as http:
         ws = await dial_raw(http, url)
         await ws.send_str(encode(Open("plan")).decode())
         await ws.receive(timeout=5)
@@ -588,7 +588,7 @@ async def test_a_slow_long_message_is_no_silence():
         raw = b"\x82\xfe" + len(message).to_bytes(2, "big") + bytes(4) + message
         for start in range(0, len(raw), 100):
             ws.transport.write(raw[start : start + 100])
-            await asyncio.sleep(0.06)
+            await asyncio.sleep(0.15)
         await until(lambda: tail.seen == [0])
         await ws.close()
 
