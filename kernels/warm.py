@@ -9,8 +9,14 @@ heads and codecs compile nothing else.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +28,9 @@ from kernels.rans import adaptive, static
 
 if native.LIBRARY is None:  # else Numba is not needed, and may not be installed
     from kernels import jit
+
+#: Memory of a process that compiles the largest kernel, in bytes (346 MiB measured).
+JOB_BYTES: Final = 400 << 20
 
 
 class Step(NamedTuple):
@@ -67,6 +76,37 @@ def steps() -> list[Step]:
         Step("entropy coding", static.encode, (codes, places, words, np.zeros(2, np.uint64), words, short)),
         Step("and back", static.decode, (words, short, places, words, places, codes, codes)),
     ]
+
+
+def compile_missing(jobs: int, report: Callable[[str, float], object]) -> int:
+    """Compile the steps that are not in the cache, and return how many these were.
+
+    ``jobs``: processes that compile at the same time, each in `JOB_BYTES`. ``report(name, seconds)`` is called after
+    each step. If the system ends a process, for instance for its memory, this process compiles the rest.
+    """
+    todo = [index for index, step in enumerate(steps()) if not step.is_kept()]
+    todo.sort(key=lambda index: steps()[index].kernel is not program.run)  # heads take longest, so they start first
+    left = set(todo)
+    if jobs > 1 and len(todo) > 1:
+        with (
+            suppress(BrokenProcessPool),
+            ProcessPoolExecutor(min(jobs, len(todo)), get_context("spawn")) as pool,
+        ):
+            for done in as_completed([pool.submit(_compile, index) for index in todo]):
+                index, seconds = done.result()
+                left.remove(index)
+                report(steps()[index].name, seconds)
+    for index in todo:
+        if index in left:
+            report(steps()[index].name, _compile(index)[1])
+    return len(todo)
+
+
+def _compile(index: int) -> tuple[int, float]:
+    """Compile the step ``index`` of `steps`. Returns it with its seconds."""
+    started = time.monotonic()
+    steps()[index].compile()
+    return index, time.monotonic() - started
 
 
 def folder() -> Path:

@@ -111,10 +111,7 @@ def prepared(steps: Steps, found: list[Photo]) -> Path:
 
 def compile_kernels(status: Any) -> None:
     """Compile the kernels that are not in the cache."""
-    for step in warm.steps():
-        if not step.is_kept():
-            status.update(f"kernels: compiling {step.name}")
-            step.compile()
+    warm.compile_missing(1, lambda name, _: status.update(f"kernels: compiled {name}"))
 
 
 def figures(steps: Steps, measured: list[Way], frames: Frames) -> dict[str, float]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from rich.console import Console
 
+from device_profiles import machine
 from kernels import isa, native
 from kernels import warm as kernels
 from splitedge.errors import StoreError
@@ -23,23 +25,22 @@ def warm() -> None:
         raise StoreError(kernels.advice())
     started = time.monotonic()
     print(f"kernels for {isa.ISA} in {kernels.folder()}", flush=True)
-    steps = kernels.steps()
-    compiled = sum(_compile(step) for step in steps)
+    with Console(stderr=True).status("compiling kernels"):
+        compiled = kernels.compile_missing(_jobs(), _report)
     seconds = time.monotonic() - started
     if left := kernels.missing():
         raise StoreError(
             f"cannot store {', '.join(left)} in {kernels.folder()}; free some space and run `edge-agent warm` again",
             reason="cannot-keep",
         )
-    print(f"{len(steps) - compiled} of {len(steps)} kernels were compiled already, {compiled} now; {seconds:.1f} s")
+    kept = len(kernels.steps()) - compiled
+    print(f"{kept} of {kept + compiled} kernels were compiled already, {compiled} now; {seconds:.1f} s")
 
 
-def _compile(step: kernels.Step) -> bool:
-    """Compile ``step`` unless it is stored; returns whether it was compiled."""
-    if step.is_kept():
-        return False
-    started = time.monotonic()
-    with Console(stderr=True).status(f"compiling {step.name}"):
-        step.compile()
-    print(f"  {step.name:24} compiled in {time.monotonic() - started:.1f} s", flush=True)
-    return True
+def _jobs() -> int:
+    """Processes that compile: one for each core, as far as half of the available memory allows."""
+    return max(1, min(len(os.sched_getaffinity(0)), machine.memory().available // 2 // kernels.JOB_BYTES))
+
+
+def _report(name: str, seconds: float) -> None:
+    print(f"  {name:24} compiled in {seconds:.1f} s", flush=True)

@@ -46,6 +46,7 @@ def test_rows_tell_how_deep_a_head_goes_and_what_stops_it(folder: Path) -> None:
     assert half["split"] > 0.99
 
 
+@pytest.mark.thorough
 def test_a_table_of_all_networks_with_what_was_not_imported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = folder / "out.json"
     coverage.main(["--models", str(folder), "--json", str(out), "--only", "broken", "stopped", "whole", "--quick"])

@@ -12,6 +12,7 @@ from splitedge import errors
 from tests.raising import raises
 
 lacking = links.missing()
+pytestmark = pytest.mark.thorough
 emulated = pytest.mark.skipif(bool(lacking), reason=f"emulated links need {lacking}")
 
 

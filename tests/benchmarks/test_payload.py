@@ -117,6 +117,7 @@ def test_a_goal_that_no_plan_is_expected_to_meet_is_told(
         assert len(payload.notes(rows)) - len(payload.NOTES) == (1 if missed else 0)
 
 
+@pytest.mark.thorough
 def test_of_a_crossed_case_every_sample_is_evaluated_once(case: payload.Case) -> None:
     once, crossed = (payload.measure(replace(case, crossed=way), (1.0,)) for way in (False, True))
     assert [row["method"] for row in once] == [row["method"] for row in crossed]

@@ -74,6 +74,7 @@ def test_progress_counts_every_step_to_its_end(quick):
     assert steps[-1][2] == "done"
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_whole_profile_measures_the_start_in_a_new_process():
     profile = measure()

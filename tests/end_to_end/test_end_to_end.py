@@ -78,6 +78,7 @@ def frames(counts: dict[str, float]) -> Counter[str]:
     return Counter({reason or outcome: int(n) for outcome, reason, n in pairs if int(n)})
 
 
+@pytest.mark.thorough
 async def test_every_frame_is_accounted_for_when_the_link_breaks_and_when_it_falls_silent(
     world: World, serving, tmp_path
 ) -> None:

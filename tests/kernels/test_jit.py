@@ -15,6 +15,8 @@ import pytest
 import kernels
 from kernels import isa, jit
 
+pytestmark = pytest.mark.thorough  # each test starts processes that compile
+
 PROGRAM = """
 import json, warnings
 from kernels import jit, user

@@ -55,6 +55,7 @@ def test_a_box_counts_where_it_has_no_partner() -> None:
     assert (low < drop < high, agreement) == (True, pytest.approx(2 / 7))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "output", "make"), [("boxes", BOXES, answers), ("pixels", MAP, maps)])
 def test_a_curve_predicts_other_variants_and_other_samples(name: metrics.Name, output: Output, make: object) -> None:
     metric, others = metrics.of(name, output, None), make(100, 99)  # type: ignore[operator]
@@ -93,6 +94,7 @@ def test_samples_without_boxes_are_refused() -> None:
         metrics.of("boxes", BOXES, None).fit(known, *noises(known, 4, 0, 1e-3))
 
 
+@pytest.mark.thorough
 def test_more_boxes_give_a_tighter_promise() -> None:
     metric = metrics.of("boxes", BOXES, None)
     few, many = (metric.fit(answers(n), *noises(answers(n), 16, 3, 3e-3)) for n in (10, 60))

@@ -166,6 +166,7 @@ def test_power_without_a_sensor_is_refused(model, monkeypatch):
         called("-m", str(model), *FAST, "-b", "onnxruntime", "--power")
 
 
+@pytest.mark.thorough
 def test_power_of_a_run(model, monkeypatch):
     meter = power.PowerMeter("5 W", lambda: [5.0])
     monkeypatch.setattr(power, "find", lambda: meter)
@@ -178,6 +179,7 @@ def test_power_of_a_run(model, monkeypatch):
     assert first["power"]["joules"] > 0
 
 
+@pytest.mark.thorough
 def test_a_long_run_has_a_curve(model, tmp_path):
     plot = tmp_path / "curve.svg"
     status, text = called(

@@ -160,6 +160,7 @@ async def test_json_is_one_object_a_line_and_the_summary_goes_elsewhere(tmp_path
     assert "frames answered 1/1" in err
 
 
+@pytest.mark.thorough
 async def test_of_many_frames_that_are_alike_the_summary_says_what_was_not_sent(tmp_path, environment):
     for i in range(30):
         (tmp_path / f"{i:02}.png").write_bytes(png())
@@ -173,6 +174,7 @@ async def test_of_many_frames_that_are_alike_the_summary_says_what_was_not_sent(
     assert out.count("; nothing sent") == reused
 
 
+@pytest.mark.thorough
 async def test_an_array_is_known_by_its_content_also_from_standard_input(tmp_path, environment):
     buffer = io.BytesIO()
     np.save(buffer, np.zeros((16, 16, 3), np.float32))
@@ -386,6 +388,7 @@ def test_the_unit_can_be_seen_before_it_is_installed(capsys, monkeypatch):
     assert "Type=notify" in out
 
 
+@pytest.mark.thorough
 async def test_a_profile_is_printed_and_written(environment, tmp_path):
     status, out, _ = await run(
         environment(None), "profile", "--quick", "--out", str(tmp_path / "p.json"), "--watts", "5"

@@ -132,6 +132,7 @@ async def test_no_token_is_needed_for_the_answer_of_a_running_agent(photo: Path,
     assert (status, agents(found)) == (0, ["running"] * 3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [["--keep", "input"], ["--topk", "2"]])
 async def test_other_settings_need_an_own_agent(photo: Path, environment: Environment, options: list[str]) -> None:
     async with SmallServer() as server:
@@ -185,6 +186,7 @@ async def test_a_program_that_is_no_agent_or_says_nothing_is_not_asked(photo: Pa
     assert [request.split(b"\r\n")[0] for request in heard] == [b"GET /v1/status HTTP/1.1"]
 
 
+@pytest.mark.thorough
 async def test_errors_of_a_frame_are_those_of_an_own_agent(photo: Path, environment: Environment) -> None:
     (photo / "1.png").write_bytes(b"not an image")
     np.save(photo / "3.npy", np.zeros((3, 3), np.float32))
@@ -203,6 +205,7 @@ async def test_errors_of_a_frame_are_those_of_an_own_agent(photo: Path, environm
     ]
 
 
+@pytest.mark.thorough
 async def test_arrays_and_complete_outputs_are_the_same(tmp_path: Path, environment: Environment) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(1).normal(size=(16, 16, 3)).astype(np.float32))
     async with SmallServer("device", TENSOR) as server:
@@ -216,6 +219,7 @@ async def test_arrays_and_complete_outputs_are_the_same(tmp_path: Path, environm
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.thorough
 async def test_frames_wait_while_the_queue_of_the_running_agent_is_full(photo: Path, environment: Environment) -> None:
     async with SmallServer() as server:
         server.tail_s = 0.05

@@ -7,8 +7,9 @@ import os
 import pkgutil
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -121,6 +122,34 @@ def test_after_it_heads_and_codecs_compile_nothing(tmp_path: Path) -> None:
     again = python(tmp_path, "-m", "edge_agent", "warm")
     assert f"{len(warm.steps())} of {len(warm.steps())} kernels were compiled already, 0 now" in again.stdout
     assert files(tmp_path) == kept
+
+
+class Breaking(ProcessPoolExecutor):
+    """Its processes end as if the system had killed them."""
+
+    def submit(self, *_: Any) -> Any:  # type: ignore[override]
+        return super().submit(os._exit, 1)
+
+
+@pytest.mark.skipif(native.LIBRARY is not None, reason="nothing is compiled")
+def test_steps_of_processes_that_end_are_compiled_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+
+    class Slow(NamedTuple):
+        name: str
+        kernel: object = None
+
+        def is_kept(self) -> bool:
+            return False
+
+        def compile(self) -> None:
+            compiled.append(self.name)
+
+    monkeypatch.setattr(warm, "steps", lambda: [Slow("a"), Slow("b"), Slow("c")])
+    monkeypatch.setattr(warm, "ProcessPoolExecutor", Breaking)
+    told: list[str] = []
+    assert warm.compile_missing(2, lambda name, _: told.append(name)) == 3
+    assert compiled == told == ["a", "b", "c"]
 
 
 def test_where_nothing_can_be_kept_it_says_so_and_what_to_do(tmp_path: Path) -> None:

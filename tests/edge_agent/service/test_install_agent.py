@@ -135,6 +135,7 @@ def test_a_second_run_installs_nothing(release):
     assert mark.stat().st_mtime_ns == before
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("damage", ["interrupted", "broken"])
 def test_a_second_run_repairs(release, damage):
     release.archive("1.0")
@@ -148,6 +149,7 @@ def test_a_second_run_repairs(release, damage):
     assert subprocess.run([release.prefix / "1.0/bin/edge-agent"]).returncode == 0
 
 
+@pytest.mark.thorough
 def test_an_interrupted_repair_is_undone(release):
     archive = release.archive("1.0")
     release.offline()
@@ -180,6 +182,7 @@ def test_nothing_runs_without_a_good_signature(release, tmp_path, wrong):
     assert not release.prefix.exists() or [path.name for path in release.prefix.iterdir()] == [".lock"]
 
 
+@pytest.mark.thorough
 def test_a_version_that_does_not_start_leaves_nothing(release):
     release.archive("1.0")
     release.offline()

@@ -70,6 +70,7 @@ def test_serves_until_it_is_told_to_stop_and_leaves_in_order(tmp_path: Path, num
         assert "`edge-server token`" in complaints
 
 
+@pytest.mark.thorough
 def test_systemd_is_told_once_the_port_is_open_and_why_a_start_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +85,7 @@ def test_systemd_is_told_once_the_port_is_open_and_why_a_start_failed(
         assert systemd.recv(4096) == f"STATUS={sentence.removeprefix('edge-server: ')}".encode()
 
 
+@pytest.mark.thorough
 def test_the_event_loop_feeds_the_watchdog_while_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stopped process feeds nothing, and a stop on request is said at once."""
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))

@@ -427,7 +427,9 @@ def test_an_add_that_is_stopped_leaves_nothing(network: Path, tmp_path: Path, nu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["answers", "trials", "patterns"])
+@pytest.mark.parametrize(
+    "phase", ["answers", *(pytest.param(one, marks=pytest.mark.thorough) for one in ("trials", "patterns"))]
+)
 def test_an_add_that_is_killed_continues_with_the_same_command(network: Path, tmp_path: Path, phase: str) -> None:
     arrays = np.random.default_rng(0).normal(size=(400, 16, 16, 3)).astype(np.float32)
     np.save(tmp_path / "x.npy", arrays)

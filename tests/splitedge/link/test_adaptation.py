@@ -59,6 +59,7 @@ def test_what_can_be_held_is_held_near_the_oracles_accuracy(name, values, fps, k
     assert all(frame.fate in ("answered", "aged") for frame in run.frames)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("controller", ["quantpipe", "pipeedge", "fixed"])
 def test_the_baselines_run_over_every_trace_and_hold_less(controller):
     ours, theirs = [], []
