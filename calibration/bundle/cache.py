@@ -12,6 +12,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -26,6 +27,7 @@ T = TypeVar("T")
 Part: TypeAlias = bytes | str | NDArray[np.generic]
 _DIGEST: Final = hashlib.sha256().digest_size
 _ROOT: Final = Path(__file__).resolve().parents[2]
+_PACKAGES: Final = ("numpy", "onnx", "onnxruntime")
 _PROGRAMS: Final = ("calibration", "splitedge/codec", "splitedge/head", "kernels")
 
 
@@ -42,8 +44,11 @@ def key(kind: str, *parts: Part) -> str:
 
 @functools.cache
 def programs(root: Path) -> bytes:
-    """Hash of the sources in ``root`` that compute entries. It replaces version numbers, which are easily forgotten."""
-    made = hashlib.sha256()
+    """Hash of the sources in ``root`` and of the packages that compute entries.
+
+    The sources replace version numbers of their own, which are easily forgotten.
+    """
+    made = hashlib.sha256(" ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES).encode())
     for folder in _PROGRAMS:
         for path in sorted((root / folder).rglob("*.py")):
             source = path.read_bytes()

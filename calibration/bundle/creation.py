@@ -424,7 +424,8 @@ class _Calibrator:
         offered = [p.cut for p in self.places if p.offered]
 
         def other(cut: Cut) -> int:
-            return remembered(self._cache, key("segment", self._about, cut.tensor), int, lambda: measured(cut))
+            name = key("segment", self._about, self._name, cut.tensor)  # the header names the model
+            return remembered(self._cache, name, int, lambda: measured(cut))
 
         def measured(cut: Cut) -> int:
             made = lower(self.network, self.calibration, cut.tensor, 8, self._name, self.samples.preprocess)

@@ -262,6 +262,8 @@ class Agent:
             excess_ms = plan.learn(passage)
             if excess_ms is not None:
                 self._pipeline.times.add_sending(excess_ms)
+        if plan.decodes:
+            return await asyncio.to_thread(plan.result, passage, self.settings.topk)
         return plan.result(passage, self.settings.topk)
 
 
