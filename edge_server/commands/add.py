@@ -19,7 +19,7 @@ from calibration.accuracy import trials
 from calibration.bundle import creation, estimate, requirements
 from calibration.bundle.bundle import Bundle
 from calibration.effort import EFFORTS, Level
-from calibration.importing import importer, joining
+from calibration.importing import importer, joining, quantized
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
 from calibration.rounding.rounder import Rounding
@@ -97,6 +97,9 @@ def add(folder: Path, request: Request) -> None:
             graph = Graph.of(model)
             shape = graph.stored_shape(graph.input)
             reader = None if tokenizer is None else _tokenizer(tokenizer, graph, request.padding)
+            code = quantized.codes(model).get(graph.input)
+            if code is not None and request.images is not None:
+                spec = preprocessing.with_codes(spec, *code)
             task = _task(request, model, graph)
             outputs = math.prod(graph.shapes[graph.output]) if graph.output in graph.shapes and task is None else None
             found = _samples(request, spec, shape, reader, known_names, outputs)
@@ -158,7 +161,7 @@ def _checked(name: str, request: Request) -> preprocessing.Spec:
             reason="only-for-images",
         )
     spec = preprocessing.read(request.preprocess, request.options)
-    if request.images is not None:
+    if request.images is not None and not request.source.endswith(".tflite"):  # whose input may imply it
         preprocessing.check_stated(spec)
     return spec
 

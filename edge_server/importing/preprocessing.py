@@ -89,6 +89,24 @@ def check_stated(spec: Spec) -> None:
         )
 
 
+def with_codes(spec: Spec, scale: float, zero_point: int) -> Spec:
+    """``spec`` with the mean and std that an 8-bit input implies, if ``spec`` has neither.
+
+    TensorFlow Lite's converters code a pixel value p of 0 to 255 as p, so the float model sees
+    ``scale * (p - zero_point)``. The result is that of the preset whose black and white are nearest, at most two pixel
+    values away. Farther presets mean a scale that calibration measured: it says nothing, and ``spec`` stays as it is.
+    """
+    if spec.mean is not None or spec.std is not None:
+        return spec
+
+    def apart(one: Preset) -> float:
+        (mean,), (std,) = one.mean, one.std
+        return max(abs(std * scale * (pixel - zero_point) - (pixel - mean)) for pixel in (0, 255))
+
+    nearest = min((one for one in PRESETS.values() if len(one.mean) == 1), key=apart)
+    return msgspec.structs.replace(spec, mean=nearest.mean, std=nearest.std) if apart(nearest) <= 2 else spec
+
+
 def of_images(spec: Spec, shape: list[int]) -> Preprocess:
     """The preprocessing for a model whose input is an image of ``shape`` [H, W, C].
 

@@ -18,8 +18,15 @@ from msgspec.structs import replace
 from PIL import Image
 from rich.console import Console
 
+from calibration.bundle import creation
 from calibration.bundle.bundle import Bundle
+from calibration.export import tflite
+from calibration.importing import importer
+from calibration.importing.graph import Graph
 from calibration.importing.importer import session
+from calibration.lowering import layers
+from calibration.lowering.lower import lower
+from calibration.samples.samples import open_samples
 from edge_server.commands.add import add, hardly_above_chance
 from edge_server.commands.models import models, names, remove
 from edge_server.commands.progress import WORDS
@@ -206,6 +213,38 @@ def test_images_are_preprocessed_as_told(tmp_path: Path) -> None:
     assert (bundle.metric, bundle.samples, bundle.labels[3]) == ("top1", 4, "class 3")
     assert bundle.preprocess.shape == [16, 16, 3]
     assert (bundle.preprocess.mean, bundle.preprocess.std, bundle.preprocess.resize) == ([127.0], [128.0], 18)
+
+
+@pytest.mark.parametrize("preset", ["inception", "unit", "raw"])
+def test_an_8_bit_input_implies_the_normalization(tmp_path: Path, preset: str) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(1)
+    for i in range(4):
+        pixels = np.concatenate([np.full(1, 0), rng.integers(0, 256, 16 * 16 * 3 - 2), np.full(1, 255)])
+        Image.fromarray(pixels.reshape(16, 16, 3).astype(np.uint8)).save(photos / f"{i}.png")
+    save_network(tmp_path / "net.onnx")
+    chosen = preprocessing.read(None, {"preset": preset, "resize": 16})
+    model = importer.load(str(tmp_path / "net.onnx"))
+    network = layers.build(Graph.of(model))
+    samples = open_samples(photos, preprocessing.of_images(chosen, [16, 16, 3]))
+    calibration = creation.calibrate(model, network, samples)
+    head = lower(network, calibration, network.graph.output, 8)
+    (tmp_path / "net.tflite").write_bytes(tflite.network(head.segment()))
+
+    add(tmp_path / "s", request_of(tmp_path / "net.tflite", arrays=None, images=photos, options={"resize": 16}))
+
+    with Store(tmp_path / "s") as store:
+        made = Bundle.open(store.bundles.path("net")).preprocess
+    assert (made.mean, made.std) == (chosen.mean, chosen.std)
+
+
+def test_a_scale_that_calibration_measured_implies_nothing(tmp_path: Path) -> None:
+    spec = preprocessing.read(None, {})
+    for scale, zero in [(0.0187, 114), (1 / 127.5, 100), (1 / 50, 0)]:
+        assert preprocessing.with_codes(spec, scale, zero) == spec
+    told = preprocessing.read(None, {"mean": [1.0], "std": [2.0]})
+    assert preprocessing.with_codes(told, 1 / 255, 0) == told
 
 
 # --- bad input
