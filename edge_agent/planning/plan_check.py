@@ -155,5 +155,5 @@ def _obeys_keep(header: segment.Header, plan: Plan, keep: str) -> bool:
     if keep == "nothing":
         return True
     if keep == "input":
-        return not segment.only_moves(header)
+        return not segment.reveals_input(header)
     return keep == plan.cut.layer or any(op.name == keep for op in header.ops)

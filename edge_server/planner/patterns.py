@@ -40,9 +40,9 @@ class CutOption:
     """A cut that a plan may choose, with its head's weight layers and the codecs for its tensor.
 
     ``codecs``: none at the output, where nothing is sent. ``tail_ms``: of the tail behind it. ``memory_bytes``: needed
-    on the board. ``inside``: names of all layers whose output the head computes. ``is_input``: the head only moves
-    bytes, so that it sends the input itself. ``operators``: kinds in the head. ``other_bytes``: of the segment besides weights. ``noise``: of the head's
-    activations.
+    on the board. ``inside``: names of all layers whose output the head computes. ``is_input``: the head's
+    output reveals the input. ``operators``: kinds in the head. ``other_bytes``: of the segment besides weights.
+    ``noise``: of the head's activations.
     """
 
     cut: Cut

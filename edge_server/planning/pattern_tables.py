@@ -23,7 +23,7 @@ from edge_server.planner import (
     tabulate,
 )
 from edge_server.store.store import Store
-from splitedge.head.segment import Header, needed, only_moves
+from splitedge.head.segment import Header, needed, reveals_input
 from splitedge.protocol import frames
 
 #: Accuracy drops, in points, that have patterns; a demand is rounded down to one of them.
@@ -88,7 +88,7 @@ def _cut_option(bundle: Bundle, index: int, header: Header) -> CutOption:
         tail_ms=bundle.tail_ms[index],
         memory_bytes=header.arena_bytes + sum(layer.weights for layer in inside),
         inside=frozenset({cut.layer, *(op.name for op in header.ops)}),
-        is_input=only_moves(header),
+        is_input=reveals_input(header),
         operators=needed(header),
         other_bytes=bundle.other_bytes[index],
         noise=trials.head_noise(noise, [layer.noise for layer in inside]),

@@ -493,17 +493,13 @@ class Header(msgspec.Struct):
     golden: Golden
 
 
-_REVEALING: Final = (
-    *(Reshape, Transpose, View, Pad, Concat, Embed, Patches, Position),
-    *(Gather, Resample, Rotary, Quantize, Dequantize),
-)
+#: Operators whose results are sums or choices of several values. All others can be inverted, or nearly.
+_MIXING: Final = (Conv, Linear, Attention, WindowAttention, Pool, Mean)
 
 
-def only_moves(header: Header) -> bool:
-    """Whether the head only moves, turns, resizes or converts values, looks tokens up or adds constants, so its output
-    reveals the input.
-    """
-    return all(isinstance(op, _REVEALING) for op in header.ops)
+def reveals_input(header: Header) -> bool:
+    """Whether the head only moves, converts, looks up or normalizes values, so that its output reveals the input."""
+    return not any(isinstance(op, _MIXING) for op in header.ops)
 
 
 class Segment(msgspec.Struct):

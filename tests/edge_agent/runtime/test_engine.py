@@ -150,17 +150,19 @@ def test_impossible_preprocessing_from_a_server_is_refused(changes):
 
 
 @pytest.mark.parametrize(
-    ("op", "moves"),
+    ("op", "reveals"),
     [
         (seg.Reshape("r", 1, 0), True), (seg.Transpose("t", 1, 0, [1, 0, 2]), True), (seg.Pad("p", 1, 0, [0] * 4, 0), True),
-        (seg.Concat("c", 1, [0], [-1]), True), (seg.Resample("r", 1, 0, 0, 0, 0, 0), True), (seg.Lut("l", 1, 0, 0), False), (seg.Softmax("s", 1, 0, 0, 255), False),
+        (seg.Concat("c", 1, [0], [-1]), True), (seg.Resample("r", 1, 0, 0, 0, 0, 0), True), (seg.Lut("l", 1, 0, 0), True),
+        (seg.Softmax("s", 1, 0, 0, 255), True), (seg.Function("f", 1, 0, "tanh"), True),
+        (seg.Linear("l", 1, 0, 8, 0, 0, 0, "none", -1), False), (seg.Mean("m", 1, 0, 0, 1), False),
     ],
 )  # fmt: skip
-def test_only_operators_that_compute_nothing_move_bytes(op, moves):
+def test_only_operators_that_mix_values_hide_the_input(op, reveals):
     header = seg.parse(segment_file("server")).header
-    assert seg.only_moves(header)
+    assert seg.reveals_input(header)
     header.ops.append(op)
-    assert seg.only_moves(header) is moves
+    assert seg.reveals_input(header) is reveals
 
 
 def test_a_codec_that_does_not_fit_the_tensor_is_refused_before_the_first_frame():
