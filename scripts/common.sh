@@ -9,6 +9,7 @@ STAMP=$VENV/.splitedge-installed
 PATH=${PATH:-/usr/local/bin:/usr/bin:/bin}
 export PATH PYTHONUTF8=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 unset PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX
+unset PYTHONDONTWRITEBYTECODE # containers set it; then each of hundreds of processes compiles all sources again
 
 die() {
   printf '%s: %s\n' "${0##*/}" "$*" >&2
