@@ -102,6 +102,7 @@ def of_preset(request: Request, preset: Preset, path: Path) -> Request:
         source=str(path),
         options={**pixels, **given},
         task=preset.task.overridden(request.task),
+        output_kind=request.output_kind or preset.output_kind,
         **places,
     )
 

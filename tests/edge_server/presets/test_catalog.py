@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sys
 from pathlib import Path
@@ -49,6 +50,7 @@ def preset(data: bytes = MODEL) -> Preset:
         size=len(data),
         pixels={"preset": "mnist", "fit": "pad"},
         task=TaskOptions("detection", "blazeface", score=0.5),
+        output_kind="tensor",
         places={"class_names": (0, "names.txt")},
     )
 
@@ -126,6 +128,7 @@ def test_a_preset_fills_what_the_request_leaves_open(known: Preset, tmp_path: Pa
     assert made.options == {"preset": "mnist", "fit": "pad"}
     assert made.class_names == known.place("class_names")
     assert made.task == known.task
+    assert made.output_kind == "tensor"
 
 
 def test_options_of_the_request_win(known: Preset, tmp_path: Path) -> None:
@@ -135,11 +138,13 @@ def test_options_of_the_request_win(known: Preset, tmp_path: Path) -> None:
         class_names=tmp_path / "own.txt",
         options={"fit": "crop", "mean": None},
         task=TaskOptions(score=0.9),
+        output_kind="scores",
     )
     made = command.of_preset(given, known, tmp_path / "small.onnx")
     assert made.options == {"preset": "mnist", "fit": "crop"}
     assert made.class_names == tmp_path / "own.txt"
     assert made.task == TaskOptions("detection", "blazeface", score=0.9)
+    assert made.output_kind == "scores"
 
 
 @pytest.mark.parametrize("given", [{"arrays": Path("x")}, {"images": Path("x"), "preprocess": Path("p.toml")}])
@@ -147,10 +152,18 @@ def test_pixels_are_those_of_a_file_or_of_no_images(known: Preset, given: dict[s
     assert command.of_preset(request_of(Path("small"), **given), known, Path("small.onnx")).options == {}
 
 
+def test_a_tokenizer_is_only_for_texts(known: Preset) -> None:
+    reading = dataclasses.replace(known, places={"tokenizer": (0, "names.txt")})
+    place = known.path().parent
+    texts = request_of(Path("small"), arrays=None, texts=Path("texts"))
+    assert command.of_preset(texts, reading, Path("small.onnx")).tokenizer == place / "names.txt"
+    assert command.of_preset(request_of(Path("small")), reading, Path("small.onnx")).tokenizer is None
+
+
 @pytest.mark.slow
 def test_add_takes_the_name_of_a_preset(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = carried(tmp_path / "packages", network.read_bytes())
-    plain = Preset(**{name: getattr(found, name) for name in ("title", "answers", "samples", "licence", "packages", "file", "sha256", "size")}, name="small")  # fmt: skip
+    plain = dataclasses.replace(found, pixels={}, task=TaskOptions(), output_kind=None, places={})
     monkeypatch.syspath_prepend(tmp_path / "packages")
     monkeypatch.setattr(catalog, "PRESETS", {"small": plain})
     command.add(tmp_path / "store", request_of(Path("small"), arrays=network.parent / "x.npy"))
@@ -171,6 +184,7 @@ def test_a_real_preset_is_a_model_that_its_options_fit(name: str) -> None:
     shape = graph.stored_shape(graph.input)
     for place in preset.places:
         assert preset.place(place).is_file()
+    assert graph.takes_ids == (preset.samples == "texts")
     if preset.samples == "images":
         spec = preprocessing.read(None, dict(preset.pixels))
         assert preprocessing.of_images(spec, shape).shape == shape
