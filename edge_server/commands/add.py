@@ -212,9 +212,10 @@ def _look(progress: Phases, seen: FirstLook) -> str:
 
     Returns a warning if a preset fits clearly better, else an empty string.
     """
+    if words := seen.words():
+        progress.say(words)
     if seen.look is None:
         return ""
-    progress.say(seen.look.words())
     better = seen.better()
     if better is not None:
         progress.say(better.words())
