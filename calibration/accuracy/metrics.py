@@ -104,11 +104,7 @@ class _Boxes:
         known = self._boxes(outputs)
         units = 2 * sum(map(len, known))
         if not units:
-            raise errors.InputError(
-                f"the float model finds no box with a score of at least {self._task.score:g} on these samples; give "
-                "images that show what it detects, or lower --score",
-                reason="no-boxes",
-            )
+            raise no_boxes(self._task)
 
         def count(found: F32) -> tuple[int, int]:
             return min(units, sum(map(_apart, known, self._boxes(found)))), 0
@@ -143,6 +139,15 @@ class _Pixels:
 
     def _losses(self, known: Sequence[segmentation.Map], found: F32) -> F64:
         return np.array([(a != b).mean() for a, b in zip(known, self._maps(found), strict=True)])
+
+
+def no_boxes(task: Detection) -> errors.InputError:
+    """The error of samples without boxes: nothing can be measured on them."""
+    return errors.InputError(
+        f"the float model finds no box with a score of at least {task.score:g} on these samples; give images that show "
+        "what it detects, or lower --score",
+        reason="no-boxes",
+    )
 
 
 def _apart(one: Boxes, other: Boxes) -> int:

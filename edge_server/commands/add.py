@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import shlex
@@ -34,6 +35,7 @@ from edge_server.planner import Table as Patterns
 from edge_server.planning.catalog import Catalog
 from edge_server.planning.pattern_tables import load_or_build_table
 from edge_server.planning.plan_message import mean_bits
+from edge_server.presets.catalog import Preset, find
 from edge_server.store.names import check_name
 from edge_server.store.store import Store
 from splitedge import errors, terminal
@@ -78,6 +80,34 @@ class Request:
 
 def add(folder: Path, request: Request) -> None:
     """Import and calibrate a model into the store in ``folder``, and print its cuts."""
+    preset = find(request.source)
+    if preset is None:
+        _add(folder, request)
+    else:
+        with preset.model_file() as path:
+            _add(folder, of_preset(request, preset, path))
+
+
+def of_preset(request: Request, preset: Preset, path: Path) -> Request:
+    """``request`` for the model file ``path`` of ``preset``, which fills what the request leaves open."""
+    pixels = preset.pixels if request.images is not None and request.preprocess is None else {}
+    given = {name: value for name, value in request.options.items() if value is not None}
+    places: dict[str, Any] = {
+        name: preset.place(name)
+        for name in preset.places
+        if getattr(request, name) is None and (name != "tokenizer" or request.texts is not None)
+    }
+    return dataclasses.replace(
+        request,
+        source=str(path),
+        options={**pixels, **given},
+        task=preset.task.overridden(request.task),
+        output_kind=request.output_kind or preset.output_kind,
+        **places,
+    )
+
+
+def _add(folder: Path, request: Request) -> None:
     name = request.name or _name_of(request.source)
     spec = _checked(name, request)
     tokenizer = text.read(request.tokenizer) if request.tokenizer is not None else None
@@ -182,9 +212,10 @@ def _look(progress: Phases, seen: FirstLook) -> str:
 
     Returns a warning if a preset fits clearly better, else an empty string.
     """
+    if words := seen.words():
+        progress.say(words)
     if seen.look is None:
         return ""
-    progress.say(seen.look.words())
     better = seen.better()
     if better is not None:
         progress.say(better.words())

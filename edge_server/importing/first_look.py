@@ -10,13 +10,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from calibration.accuracy import metrics
 from calibration.accuracy.tail_runs import runner
 from calibration.bundle.requirements import MetricChoice
 from calibration.importing import outputs
 from calibration.samples.samples import Samples, evenly
 from edge_server.importing.preprocessing import Preset, fitting
 from splitedge.head import answers
-from splitedge.protocol.messages import OutputKind, Task
+from splitedge.protocol.messages import Detection, OutputKind, Task
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -81,7 +82,8 @@ class BetterPresets(NamedTuple):
 class FirstLook:
     """Some answers of the float ``model`` to ``samples``. ``look`` is None if the output has no classes.
 
-    Raises `errors.InputError` for labels that are not classes of the model.
+    ``boxes``: the number of boxes in these answers; None if the model is no detector. Raises `errors.InputError` for
+    labels that are not classes of the model, and for a detector that finds nothing on all samples.
     """
 
     def __init__(
@@ -102,6 +104,13 @@ class FirstLook:
         self._output = outputs.of_model(model, self._answers, kind, classes=classes, embedding=embedding, task=task)
         useful = self._output.has_classes and self._answers[0].size > 1 and np.isfinite(self._answers).all()
         self.look = self._look() if useful else None
+        self.boxes = self._boxes(len(samples)) if isinstance(task, Detection) else None
+
+    def words(self) -> str:
+        """One line for people; empty if the answers have neither classes nor boxes."""
+        if self.boxes is not None:
+            return f"float model: {self.boxes} box{'' if self.boxes == 1 else 'es'} on {len(self._answers)} samples"
+        return "" if self.look is None else self.look.words()
 
     def sample_s(self) -> float:
         """Processor seconds of a run of the model on one sample."""
@@ -179,6 +188,16 @@ class FirstLook:
             outputs=found.shape[1],
             kind=self._output.kind,
         )
+
+    def _boxes(self, samples: int) -> int:
+        """The number of boxes. Raises `errors.InputError` if none is on all of the ``samples``."""
+        task = self._output.task
+        assert isinstance(task, Detection)
+        rows = [answers.real(one, self._output) for one in self._answers.reshape(len(self._answers), -1)]
+        found = sum(len(answers.boxes_of(one, self._output, task)) for one in rows)
+        if not found and len(rows) == samples:
+            raise metrics.no_boxes(task)
+        return found
 
     def _right(self) -> NDArray[np.bool_] | None:
         rows = self._answers.reshape(len(self._answers), -1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -36,6 +36,12 @@ class TaskOptions:
     score: float | None = None
     iou: float | None = None
     threshold: float | None = None
+
+    def overridden(self, given: TaskOptions) -> TaskOptions:
+        """These options where ``given`` leaves them open."""
+        default = TaskOptions()
+        changed = {one.name: getattr(given, one.name) for one in fields(self)}
+        return replace(self, **{name: value for name, value in changed.items() if value != getattr(default, name)})
 
     def check(self) -> None:
         """Raise `errors.UsageError` for options that do not belong together."""

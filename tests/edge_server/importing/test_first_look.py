@@ -16,6 +16,7 @@ from calibration.samples.samples import Samples, open_samples
 from edge_server import cli
 from edge_server.importing import preprocessing
 from edge_server.importing.first_look import FirstLook
+from edge_server.importing.task import TaskOptions
 from splitedge import errors
 from tests.raising import raises
 
@@ -91,6 +92,39 @@ def test_labels_are_checked_before_anything_is_said(place: Path) -> None:
     files = sorted(place.glob("*/0.png"))
     with raises(errors.InputError, reason="label-out-of-range", classes=CLASSES):
         FirstLook(model, Samples(raw, files, np.full(len(files), CLASSES)))
+
+
+def look_for_boxes(place: Path, tmp_path: Path, score: float) -> FirstLook:
+    """What a detector of two boxes finds, each with this ``score`` on every picture."""
+    corners = np.array([[1, 1, 9, 9, score, 0], [4, 4, 14, 14, score, 1]], np.float32)
+    weights = [
+        numpy_helper.from_array(np.zeros((12, 3, SIDE, SIDE), np.float32), "w"),
+        numpy_helper.from_array(corners.ravel(), "b"),
+        numpy_helper.from_array(np.array([0, 2, 6]), "s"),
+    ]
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["c"], "conv"), helper.make_node("Reshape", ["c", "s"], ["y"], "rows")]  # fmt: skip
+    entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, SIDE, SIDE])
+    leave = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2, 6])
+    graph = helper.make_graph(nodes, "boxes", [entry], [leave], weights)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "boxes.onnx"
+    )
+    spec = preprocessing.of_images(preprocessing.read(None, {"preset": "unit", "fit": "stretch"}), [SIDE, SIDE, 3])
+    task = TaskOptions("detection", "yolov10").task_of([[2, 6]], (SIDE, SIDE))
+    found = open_samples(place, spec, labelled=False)
+    return FirstLook(importer.load(str(tmp_path / "boxes.onnx")), found, task=task)
+
+
+def test_boxes_are_counted(place: Path, tmp_path: Path) -> None:
+    found = look_for_boxes(place, tmp_path, 0.9)
+    assert found.look is None
+    assert found.boxes == 2 * 4 * CLASSES
+    assert found.words()
+
+
+def test_a_detector_that_finds_nothing_is_refused_at_once(place: Path, tmp_path: Path) -> None:
+    with raises(errors.InputError, reason="no-boxes"):
+        look_for_boxes(place, tmp_path, 0.1)
 
 
 def test_a_preset_fits_the_channels() -> None:

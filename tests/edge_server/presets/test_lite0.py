@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from benchmarks import lite0
 from calibration.importing.importer import session
+from edge_server.presets import torch_weights
 from splitedge import errors
 
 HEAD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." + b"\x80\x02M\xe9\x03." + b"\x80\x02}(X\r\0\0\0little_endian\x88u."
@@ -46,7 +47,7 @@ def behind(values: np.ndarray = VALUES) -> bytes:
 
 
 def test_a_tensor_is_read_with_its_axes_in_order() -> None:
-    found = lite0.parse(HEAD + tensors() + KEYS + behind())
+    found = torch_weights.parse(HEAD + tensors() + KEYS + behind())
     assert list(found) == ["w"]
     assert found["w"].tolist() == [[0, 2, 4], [1, 3, 5]]
 
@@ -62,23 +63,22 @@ def test_a_tensor_is_read_with_its_axes_in_order() -> None:
         HEAD + tensors() + KEYS + behind()[:-1],
         HEAD + tensors() + KEYS + behind() + b"x",
         HEAD + tensors() + b"\x80\x02]." + behind(),
+        HEAD + b"\x80\x02(ios\nsystem\n." + KEYS + behind(),
+        HEAD + b"\x80\x02cos\nsystem\n)\x81." + KEYS + behind(),
+        HEAD + b"\x80\x02R." + KEYS + behind(),
+        HEAD + b"\x80\x02h\x05." + KEYS + behind(),
         HEAD[:-20],
         b"PK\x03\x04",
         b"",
     ],
     ids=[
         "a function", "a builtin", "another storage", "too long a storage", "part of a storage", "truncated", "left over", "no storage",
-        "no header", "a zip file", "empty",
+        "an instance", "a new object", "an empty stack", "nothing in the memo", "no header", "a zip file", "empty",
     ],
 )  # fmt: skip
 def test_anything_else_is_refused(data: bytes) -> None:
     with pytest.raises(errors.ModelError):
-        lite0.parse(data)
-
-
-def test_only_the_pinned_file_is_read() -> None:
-    with pytest.raises(errors.ModelError):
-        lite0.read(HEAD + tensors() + KEYS + behind())
+        torch_weights.parse(data)
 
 
 @pytest.mark.torch
