@@ -46,7 +46,7 @@ TEAM_SOURCE: Final = (
 #: Fields of `Overhead`, measured on an AMD EPYC: a call of a head, each operator, each sent value.
 CALL_US, OP_US, VALUE_NS = 2.5, 0.03, 0.1
 #: Nanoseconds per value or product, by stage of a codec other than packing.
-STAGE_NS: Final = {"rotation": 0.6, "basis": 0.25, "range": 2.0, "entropy": 4.0, "jpeg": 1.3}
+STAGE_NS: Final = {"rotation": 0.6, "basis": 0.25, "range": 2.0, "entropy": 4.0, "jpeg": 1.3, "webp": 13.0}
 BAND_SOURCE: Final = (
     "80 % of predictions of a model of {runs} published runs on Arm boards, for a program and a network that nobody "
     "published: python -m benchmarks.boards"

@@ -36,7 +36,7 @@ from device_profiles.schema import (
 )
 from kernels import isa, native, warm
 from splitedge import codec, limits
-from splitedge.codec import jpeg
+from splitedge.codec import image_file
 from splitedge.errors import PlatformError
 from splitedge.head import Head
 from splitedge.head import segment as seg
@@ -469,15 +469,16 @@ def _stage_ns() -> dict[str, float]:
     }
     plain = _coding_ns(_plain(channels), _ROWS)
     found = {stage: max(0.0, _coding_ns(one, _ROWS) - plain) for stage, one in made.items()}
-    return found | {"basis": found["basis"] / components, "jpeg": _jpeg_ns()}
+    files: dict[str, float] = {kind: _file_ns(kind) for kind in ("jpeg", *image_file.available())}
+    return found | {"basis": found["basis"] / components} | files
 
 
-def _jpeg_ns() -> float:
-    """Nanoseconds of JPEG for one value of a picture that is neither flat nor noise."""
+def _file_ns(kind: image_file.Format) -> float:
+    """Nanoseconds of an image file of ``kind`` for one value of a picture that is neither flat nor noise."""
     y, x = np.mgrid[: _PICTURE[0], : _PICTURE[1]]
     planes = [128 + 60 * np.sin(y / 5 + x / (7 + k)) + 30 * np.sin(x * y / 97) for k in range(_PICTURE[2])]
     pixels = np.stack(planes, axis=-1).astype(np.uint8)
-    return 1e9 * _after_pauses(lambda: jpeg.encode(pixels, 80)) / pixels.size
+    return 1e9 * _after_pauses(lambda: image_file.encode(pixels, 80, kind)) / pixels.size
 
 
 def dispatch_us(threads: int, overhead: Overhead) -> float:

@@ -20,10 +20,10 @@ from calibration.importing.graph import short
 from calibration.parallel import in_order
 from calibration.samples.samples import Samples, evenly
 from calibration.statistics.activations import Progress, Quantization, to_onnx
-from calibration.statistics.clipping import JPEG, Histogram
+from calibration.statistics.clipping import Histogram
 from kernels import reference
 from splitedge import codec, errors
-from splitedge.codec import padding_mask
+from splitedge.codec import image_file, padding_mask
 from splitedge.head.executor import Head
 from splitedge.head.segment import Tensor
 from splitedge.protocol.messages import Codec
@@ -40,8 +40,10 @@ ACTIVATION_BITS: Final = (8, 6, 4, 3, 2)
 #: At 8 bits the rules barely differ.
 FINALISTS: Final = {8: 1, 6: 2}
 FINALISTS_FEW_BITS: Final = 3
-#: Qualities of JPEG, if the input is an image.
+#: Qualities of image files, if the input is an image. The sizes and errors of formats other than JPEG are measured on
+#: this many samples: they take ten times longer.
 QUALITIES: Final = (95, 90, 80, 65, 50)
+SIZED: Final = 64
 #: Maximum number of samples on which the noise of a codec is measured, and on which its error at the cut is compared.
 MOST, TRIED = 512, 16
 #: Share of these samples on which codecs of a large network run (`subsampling`), and the bits of the packed codec that
@@ -59,7 +61,7 @@ Arrival = Callable[[Values], F32]  # a batch of a head's tensor -> the tail's in
 class CodecNoise(msgspec.Struct, frozen=True):
     """The output ``noise`` if this codec sends the tensor at a cut; it includes the head's own noise.
 
-    ``rule``: a clip rule, with the suffix `clipping.CHANNEL` for ranges per channel; or `clipping.JPEG` and a quality;
+    ``rule``: a clip rule, with the suffix `clipping.CHANNEL` for ranges per channel; or a format of image files and a quality;
     or a rule of `calibration.accuracy.codec_search`, whose codec the bundle stores. ``payload``: bytes of a frame
     without its header, or their mean if they depend on the content. ``work``: as `codec.work`.
     """
@@ -249,8 +251,8 @@ def cut_noises(
 ) -> list[CutNoise]:
     """The `CutNoise` of each cut, with the 8-bit ``head``.
 
-    For each of `ACTIVATION_BITS` it holds the rule with the least output noise. It also holds JPEG if the tensor is an
-    image, and those codecs of its ``families`` that are worth a run.
+    For each of `ACTIVATION_BITS` it holds the rule with the least output noise. It also holds image files if the tensor is
+    an image, and those codecs of its ``families`` that are worth a run.
 
     The `FINALISTS` run on ``count`` samples, evenly spread, but at most `MOST`; if the network has many ``macs``, on a
     ``share`` of them. ``outputs`` [n, ...] are the float model's. ``cache``: results for the same ``model`` (its hash)
@@ -288,7 +290,10 @@ def _noise_of(
 ) -> CutNoise:
     packed = [] if spot.load is None else _packed(spot, histogram)
     coded, squares = _coded(spot, fitted, values)
-    tried = [*packed, *_pictures(spot, histogram, values), *coded]
+    pictures = _pictures(spot, histogram, values)
+    files, file_squares = _files(spot, histogram, values, pictures)
+    squares = [*file_squares, *squares]
+    tried = [*packed, *pictures, *files, *coded]
     run = spot.load() if spot.load else None
 
     def noises(made: Codec | None, which: I64) -> F64:
@@ -298,7 +303,7 @@ def _noise_of(
     once = each_once(noises, [*(made for _, made in tried), None], len(values))
     best = _best(once, [one.bits for one, _ in packed], chosen[::2] if len(chosen) < len(values) else chosen)
     others = range(len(packed), len(tried))
-    at_cut = dict(zip(others[len(others) - len(coded) :], squares, strict=True))
+    at_cut = dict(zip(others[len(others) - len(squares) :], squares, strict=True))
     families = [] if len(chosen) == len(values) else _families([(i, tried[i][0].rule) for i in at_cut])
     skipped = {place for family in families for place in family[1:-1:2]}
     kept = [place for place in (*best, *others) if place not in skipped]
@@ -358,6 +363,7 @@ def _entry(
 ) -> str:
     """The cache name of a `CutNoise`, from everything that it depends on."""
     about = [model, spot.tensor, f"{spot.index} {spot.quantization} {spot.size} {spot.tokens} {histogram.picture}"]
+    about += _formats(histogram)
     codecs = msgspec.json.encode([(one.rule, one.bits, one.codec) for one in fitted])
     return key("noise of a cut", *about, histogram.values, histogram.counts, codecs, *measured)
 
@@ -382,11 +388,41 @@ def _pictures(spot: OfferedCut, histogram: Histogram, values: Values) -> list[tu
     """JPEG at each of `QUALITIES`, if the tensor is an image."""
     found = []
     for quality in QUALITIES if histogram.picture is not None else ():
-        made = histogram.fit(f"{JPEG}{quality}", 8)
+        made = histogram.fit(f"jpeg-{quality}", 8)
         payload = sum(len(sent(spot.quantization, made, one)) for one in values) / len(values)
         work = codec.work(made, values.shape[1:])
         found.append((CodecNoise(8, made.rule, math.nan, math.ceil(payload), work), made))
     return found
+
+
+def _files(
+    spot: OfferedCut, histogram: Histogram, values: Values, jpegs: Sequence[tuple[CodecNoise, Codec]]
+) -> tuple[list[tuple[CodecNoise, Codec]], list[float]]:
+    """Image files of other formats than JPEG at each of `QUALITIES`, and their squared errors at the cut.
+
+    Their sizes are those on `SIZED` samples, scaled as JPEG's of the same quality.
+    """
+    found, squares = [], []
+    some = values[evenly(len(values), min(SIZED, len(values)))]
+    real = some.astype(np.float32) if spot.quantization is None else spot.quantization.values().astype(np.float32)[some]
+    for kind in _formats(histogram):
+        for quality, (jpeg, jpeg_codec) in zip(QUALITIES, jpegs, strict=True):
+            made = histogram.fit(f"{kind}-{quality}", 8)
+            data = [sent(spot.quantization, made, one) for one in some]
+            part = sum(len(sent(spot.quantization, jpeg_codec, one)) for one in some)
+            payload = sum(map(len, data)) * jpeg.payload / part
+            back = np.stack([codec.decode(one, made, some.shape[1:]) for one in data])
+            squares.append(float(((back - real) ** 2).mean()))
+            work = codec.work(made, values.shape[1:])
+            found.append((CodecNoise(8, made.rule, math.nan, math.ceil(payload), work), made))
+    return found, squares
+
+
+def _formats(histogram: Histogram) -> list[image_file.Format]:
+    """The formats other than JPEG in which the tensor may be sent."""
+    if histogram.picture is None:
+        return []
+    return [kind for kind in image_file.available() if image_file.fits(tuple(histogram.picture.shape), kind)]
 
 
 def _coded(

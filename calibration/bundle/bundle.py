@@ -40,7 +40,7 @@ from calibration.samples.labels import NAMES
 from calibration.statistics.activations import Quantization
 from calibration.statistics.clipping import Histogram
 from splitedge import codec, errors
-from splitedge.codec import jpeg
+from splitedge.codec import image_file
 from splitedge.head import segment as seg
 from splitedge.protocol.messages import Codec, Cut, ModelInfo, Preprocess
 
@@ -221,7 +221,7 @@ class Bundle:
 
 def picture_of(cut: Cut, preprocess: Preprocess) -> Preprocess | None:
     """``preprocess`` if the tensor at ``cut`` is the image that it produces, else None."""
-    whole = cut.kind == "input" and preprocess.kind == "image" and jpeg.fits(tuple(preprocess.shape))
+    whole = cut.kind == "input" and preprocess.kind == "image" and image_file.fits(tuple(preprocess.shape))
     return preprocess if whole else None
 
 

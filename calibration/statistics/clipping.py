@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitedge import codec
-from splitedge.codec import clip
+from splitedge.codec import clip, image_file
 from splitedge.protocol.messages import Codec, Preprocess
 
 F64 = NDArray[np.float64]
@@ -19,8 +19,6 @@ I64 = NDArray[np.int64]
 #: Suffix of rules with a range for each channel.
 CHANNEL: Final = "-channel"
 RULES: Final = tuple(rule + scope for rule in codec.RULES for scope in ("", CHANNEL))
-#: Prefix of rules that send an image as JPEG; the quality follows.
-JPEG: Final = "jpeg-"
 #: Minimum values of a channel for its own range. With fewer the range would overfit the calibration samples.
 LEAST_COUNT: Final = 256
 #: Number of values that represent a tensor whose channels have 256 values each.
@@ -61,7 +59,7 @@ class Histogram:
         self._fitted |= codecs
 
     def fit(self, rule: str, bits: int) -> Codec:
-        """The codec of ``rule``: one of `RULES`, or `JPEG` and a quality.
+        """The codec of ``rule``: one of `RULES`, or a format of image files and a quality, as in ``jpeg-80``.
 
         Raises `errors.CodecError` for other rules.
         """
@@ -78,10 +76,11 @@ class Histogram:
         return clip.squared_error(self._own.T, self.counts.T.astype(np.float64), lo, scale, made.bits)
 
     def _fit(self, rule: str, bits: int) -> Codec:
-        if self.picture is not None and rule.startswith(JPEG):
+        files = [form for form in image_file.FORMATS if rule.startswith(f"{form}-")]
+        if self.picture is not None and files:
             channels = self.picture.shape[-1]
             mean, std = (values * (channels // len(values)) for values in (self.picture.mean, self.picture.std))
-            return codec.pixels(mean, std, int(rule.removeprefix(JPEG)))
+            return codec.pixels(mean, std, int(rule.rpartition("-")[2]), files[0])
         if rule not in RULES or not rule.endswith(CHANNEL):
             values, counts = self._whole
             return codec.fit(values, rule, bits, weights=counts)

@@ -15,6 +15,7 @@ from edge_agent.planning import device, dry_run_store, peers
 from edge_agent.planning.peers import StatusCallback
 from edge_agent.planning.plan_check import check_ladder
 from splitedge import errors, limits
+from splitedge.codec import image_file
 from splitedge.head.segment import OPERATORS
 from splitedge.link.http_client import ServerClient
 from splitedge.protocol.messages import (
@@ -49,7 +50,7 @@ def describe(
         measured=measured.to_wire() if measured else {},
         dry_run=dry_run,
         operators=sorted(OPERATORS),
-        tasks=TASKS,
+        tasks=[*TASKS, *image_file.available()],
     )
 
 

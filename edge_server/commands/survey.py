@@ -63,6 +63,10 @@ def page(found: Survey, width: int, *, guessed: bool) -> Iterator[RenderableType
     for line in _notes(found, guessed=guessed):
         yield Text("\n".join(wrap(line, width)))
     yield ""
+    if any(_sent(case) for case in found.cases):
+        yield Text("What the server alone gets, at best", style="bold")
+        yield _inputs(found, width)
+        yield ""
     yield Text("What splitting gains", style="bold")
     for line in _gains(found.cases):
         yield Text("\n".join(wrap(line, width, "  ")))
@@ -77,6 +81,19 @@ def _grid(found: Survey, width: int) -> RenderableType:
     by_place = {(case.board, case.link.uplink_mbps): case for case in found.cases}
     rows: list[list[Text]] = [[Text(board), *(_cell(by_place[board, rate]) for rate in uplinks)] for board in boards]
     return terminal.table(columns, rows, width)
+
+
+def _inputs(found: Survey, width: int) -> RenderableType:
+    """The codec of the input on each board and link, if the server computes everything."""
+    boards, uplinks = _axes(found.cases)
+    columns = [Column("Mbit/s up"), *(Column(f"{rate:g}", right=True) for rate in uplinks)]
+    sent = {(case.board, case.link.uplink_mbps): _sent(case) for case in found.cases}
+    rows: list[list[Text]] = [[Text(board), *(Text(sent[board, rate]) for rate in uplinks)] for board in boards]
+    return terminal.table(columns, rows, width)
+
+
+def _sent(case: Case) -> str:
+    return next((way.codec for way in case.ways if way.mode == "server"), "")
 
 
 def _cell(case: Case) -> Text:

@@ -26,7 +26,7 @@ from edge_server.planner.allocation import ladder
 from edge_server.planner.demands import MODES, PowerDraw, check_demand, check_keep
 from edge_server.planner.patterns import CutOption, Table
 from splitedge import errors
-from splitedge.codec import STAGES
+from splitedge.codec import STAGES, image_file
 from splitedge.link.adaptation import LONGER
 from splitedge.protocol.messages import Demand, LinkEstimate
 
@@ -43,6 +43,7 @@ class Query:
     wait of a frame at the server. ``sending_ms``: measured overhead of coding and sending a frame, beyond profile and
     link. ``stage_ns``: the device's nanoseconds a value for each of `codec.STAGES`. ``held``: indices of the table's
     patterns whose segments the device has. ``operators``: kinds that the device runs; None: not checked.
+    ``formats``: those of `image_file.NAMED` that device and server know; None: not checked.
     """
 
     demand: Demand
@@ -56,6 +57,12 @@ class Query:
     stage_ns: tuple[float, ...] = (0.0,) * len(STAGES)
     held: frozenset[int] = field(default_factory=frozenset)
     operators: frozenset[str] | None = None
+    formats: frozenset[str] | None = None
+
+    @property
+    def unknown(self) -> frozenset[str]:
+        """The stages of codecs that the device, or the server, does not know."""
+        return frozenset() if self.formats is None else frozenset(image_file.NAMED) - self.formats
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +200,17 @@ def _broken(table: Table, query: Query, costs: _Costs) -> dict[str, Mask]:
         found["memory"] = np.array([one.memory_bytes > query.memory_bytes for one in table.options])[option]
     if query.operators is not None:
         found["operators"] = np.array([not one.operators <= query.operators for one in table.options])[option]
+    if query.unknown:
+        unknown = _unknown(table, query, count)
+        if "operators" in found:
+            np.logical_or(unknown, found["operators"], out=unknown)
+        found["operators"] = unknown
     return found
+
+
+def _unknown(table: Table, query: Query, count: int) -> Mask:
+    """Which of the first ``count`` candidates send an image file of an unknown format."""
+    return np.asarray(table.codec_work[[STAGES.index(stage) for stage in query.unknown], :count].any(axis=0))
 
 
 def _counts(table: Table, broken: dict[str, Mask]) -> NDArray[np.int64]:
@@ -249,6 +266,7 @@ def _ladder(table: Table, query: Query, costs: _Costs, i: int) -> tuple[int, ...
     codecs, demand = table.options[int(table.option[i])].codecs, query.demand
     limit = max(_level(table, demand), int(table.level[i]))
     same = np.flatnonzero(table.pattern[: int(table.ends[limit])] == table.pattern[i])
+    same = same[~_unknown(table, query, len(costs.objective))[same]]
     coding, total = costs.coding_ms[same], float(costs.total_ms[i])
     longer = coding - costs.coding_ms[i]
     in_time = longer <= (LONGER - 1) * total

@@ -38,6 +38,7 @@ def verify_pick(table: Table, query: Query, pick: Pick) -> list[str]:
         "the rate is below the demand": not demand.min_rate_fps or slowest * demand.min_rate_fps <= 1000 * (1 + 1e-9),
         "the device has too little memory": query.memory_bytes is None or option.memory_bytes <= query.memory_bytes,
         "the device lacks an operator": query.operators is None or option.operators <= query.operators,
+        "the device lacks an image format": not any(codec.work.keys() & query.unknown for codec in codecs),
         "the segment's size is wrong": pick.segment_bytes == (0 if pick.pattern in query.held else size),
         "the payload's size is wrong": pick.payload_bytes == frame,
         "the ladder lacks the chosen codec": pick.codec is None or pick.codec in pick.ladder,
@@ -45,7 +46,8 @@ def verify_pick(table: Table, query: Query, pick: Pick) -> list[str]:
     }
     faults = [fault for fault, holds in checks.items() if not holds]
     within = allowed * (1 - 1e-9)
-    fitting = [codec for codec in option.codecs if sends and float(noise + Fraction(codec.noise)) <= within]
+    known = [codec for codec in option.codecs if not codec.work.keys() & query.unknown]
+    fitting = [codec for codec in known if sends and float(noise + Fraction(codec.noise)) <= within]
     return faults + _ladder_faults(codecs, fitting, query, pick) + _cost_faults(table, query, pick, size, frame)
 
 

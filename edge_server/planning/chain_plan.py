@@ -44,7 +44,7 @@ from edge_server.planning.plan_message import (
 from edge_server.store.segments import SegmentKey
 from edge_server.tails.pool import TailPool
 from splitedge import errors, limits
-from splitedge.codec import packed_bytes
+from splitedge.codec import image_file, packed_bytes
 from splitedge.head.segment import FIRST_OPERATORS, Header, needed
 from splitedge.link.adaptation import LONGER
 from splitedge.protocol.frames import HEADER_BYTES
@@ -172,13 +172,15 @@ def _links(devices: Sequence[ChainDevice]) -> dict[tuple[int, int], LinkEstimate
 def _with_exact_codec(bundle: Bundle, option: CutOption, *, only: bool) -> CutOption:
     """``option`` with the codec that sends its tensor unchanged, which adds no noise.
 
-    It replaces the packed codec of as many bits or, with ``only``, all codecs.
+    It replaces the packed codec of as many bits or, with ``only``, all codecs. Image files of newer formats are left
+    out, as boards of a chain do not name those that they know.
     """
     if option.cut.kind == "output":
         return option
     exact = bundle.exact_codec(option.cut.index)
     size = HEADER_BYTES + packed_bytes(math.prod(option.cut.shape), exact.bits)
-    others = [] if only else [one for one in option.codecs if one.work or one.bits != exact.bits]
+    common = [one for one in option.codecs if not one.work.keys() & set(image_file.NAMED)]
+    others = [] if only else [one for one in common if one.work or one.bits != exact.bits]
     return replace(option, codecs=(CutCodec(exact.rule, exact.bits, size, 0.0), *others))
 
 

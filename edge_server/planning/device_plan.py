@@ -34,6 +34,7 @@ from edge_server.planning.plan_message import (
 )
 from edge_server.tails.pool import TailHandler, TailPool
 from splitedge import errors
+from splitedge.codec import image_file
 from splitedge.files import PictureForm
 from splitedge.head.segment import FIRST_OPERATORS, OPERATORS
 from splitedge.protocol.messages import (
@@ -63,7 +64,8 @@ class PlanChoice:
 def request_of(model: str, profile: schema.DeviceProfile, link: LinkEstimate, demand: Demand) -> PlanRequest:
     """The request of a board that is not connected, with an agent of this version."""
     value, known = schema.to_dict(profile), sorted(OPERATORS)
-    return PlanRequest(model=model, profile=value, link=link, demand=demand, operators=known, tasks=TASKS)
+    tasks = [*TASKS, *image_file.NAMED]
+    return PlanRequest(model=model, profile=value, link=link, demand=demand, operators=known, tasks=tasks)
 
 
 def make_plan(catalog: Catalog, request: PlanRequest, tails: TailPool | None = None) -> Plan:
@@ -160,8 +162,14 @@ def query_for(
         power=power_draw(profile.power),
         memory_bytes=profile.machine.memory_available_bytes or None,
         operators=frozenset(request.operators) or FIRST_OPERATORS,
+        formats=_formats(profile, request),
         held=_held(table.table, {heads[sha256][1:] for sha256 in request.held if sha256 in heads}),
     )
+
+
+def _formats(profile: schema.DeviceProfile, request: PlanRequest) -> frozenset[str]:
+    """The formats of image files that this server decodes, the agent names, and the board's profile has a time for."""
+    return frozenset(image_file.available()) & set(request.tasks) & profile.overhead.stage_ns.keys()
 
 
 def _dry_run_ms(bundle: Bundle, request: PlanRequest) -> list[float] | None:

@@ -10,10 +10,11 @@ import msgspec
 
 from device_profiles import DeviceProfile
 from device_profiles.schema import Pace, is_measured
-from edge_server.planner import Pick, Query, Table, choose
+from edge_server.planner import CutCodec, Pick, Query, Table, choose
 from edge_server.planning.catalog import Catalog
 from edge_server.planning.device_plan import query_for, request_of
 from splitedge import errors
+from splitedge.codec import image_file
 from splitedge.protocol.messages import Demand, LinkEstimate, Mode
 
 #: Uplinks in Mbit/s that a survey compares, if no link is given.
@@ -27,7 +28,10 @@ Winner: TypeAlias = Literal["device", "split", "server", ""]
 
 
 class Way(msgspec.Struct):
-    """The best plan of one ``mode``: milliseconds and bytes of a frame, joules on the board, and the objective."""
+    """The best plan of one ``mode``: milliseconds and bytes of a frame, joules on the board, and the objective.
+
+    ``codec``: what is sent, by the rule of an image file, else by its bits; empty if nothing is sent.
+    """
 
     mode: Mode
     cut: str
@@ -36,6 +40,7 @@ class Way(msgspec.Struct):
     energy_j: float
     server_ms: float
     objective: float
+    codec: str = ""
 
 
 class Case(msgspec.Struct):
@@ -174,4 +179,9 @@ def _way(table: Table, mode: Mode, pick: Pick) -> Way:
         energy_j=pick.energy_j,
         server_ms=pick.server_ms,
         objective=pick.objective,
+        codec="" if pick.codec is None else _sent(table.options[pick.option].codecs[pick.codec]),
     )
+
+
+def _sent(codec: CutCodec) -> str:
+    return codec.rule if codec.work.keys() & set(image_file.FORMATS) else f"{codec.bits} bits"

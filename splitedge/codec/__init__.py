@@ -21,13 +21,14 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kernels import codec as kernels
 from kernels import reference
 from splitedge import errors
-from splitedge.codec import clip
+from splitedge.codec import clip, image_file
 from splitedge.codec.clip import PERCENTILE, PUBLISHED, RULES
 from splitedge.codec.fitting import FAMILIES, FLOAT, fit_samples
 from splitedge.codec.payload import (
@@ -75,8 +76,8 @@ __all__ = [
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 #: Optional steps of a codec beside quantization and packing: rotation, change of basis, dynamic range, entropy coding,
-#: JPEG.
-STAGES: Final = ("rotation", "basis", "range", "entropy", "jpeg")
+#: image files.
+STAGES: Final = ("rotation", "basis", "range", "entropy", "jpeg", "webp")
 
 
 def fit(
@@ -96,13 +97,14 @@ def fit(
     return _build(rule, bits, [clip.clip_range(clip.distribution(values, weights), rule, bits, percentile)])
 
 
-def pixels(mean: Sequence[float], std: Sequence[float], quality: int) -> Codec:
-    """The JPEG codec of ``quality`` 1..100 for an image with values (pixel - mean[c]) / std[c].
+def pixels(mean: Sequence[float], std: Sequence[float], quality: int, kind: image_file.Format = "jpeg") -> Codec:
+    """The codec of image files of ``kind`` and ``quality`` 1..100 for values (pixel - mean[c]) / std[c].
 
     Raises if these give no finite range.
     """
     lo = tuple(float(np.float32(-m / s)) for m, s in zip(mean, std, strict=True))
-    codec = Codec(f"jpeg-{quality}", 8, lo, tuple(float(np.float32(1 / s)) for s in std), jpeg=quality)
+    scale = tuple(float(np.float32(1 / s)) for s in std)
+    codec = msgspec.structs.replace(Codec(f"{kind}-{quality}", 8, lo, scale), **{kind: quality})
     prepare(codec)
     return codec
 
@@ -165,8 +167,9 @@ def work(codec: Codec, shape: Sequence[int]) -> dict[str, float]:
         "basis": 0.0 if codec.basis is None else count * len(codec.lo),
         "range": count * bool(codec.dynamic),
         "entropy": coded * bool(codec.tables),
-        "jpeg": count * bool(codec.jpeg),
     }
+    if image := image_file.stage(codec):
+        each[image[0]] = count
     return {stage: amount for stage, amount in each.items() if amount}
 
 

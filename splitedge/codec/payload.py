@@ -20,7 +20,7 @@ from kernels import reference
 from kernels.codec import projection
 from kernels.rans import static
 from splitedge import errors, limits
-from splitedge.codec import clip, jpeg
+from splitedge.codec import clip, image_file
 from splitedge.codec.prepared import FLOATS, EntropyTables, Layout, Prepared, prepare
 from splitedge.protocol.messages import Codec
 
@@ -65,8 +65,12 @@ def encode(x: F32, codec: Codec) -> bytes:
 
 
 def as_packed(out: U8, shape: tuple[int, ...], codec: Codec) -> bytes:
-    """Packed codes as a payload: as JPEG if they are the pixels of a tensor of ``shape``."""
-    return jpeg.encode(out.reshape(shape), codec.jpeg) if codec.jpeg else out.tobytes()
+    """Packed codes as a payload: as an image file if they are the pixels of a tensor of ``shape``."""
+    image = image_file.stage(codec)
+    if image is None:
+        return out.tobytes()
+    kind, quality = image
+    return image_file.encode(out.reshape(shape), quality, kind)
 
 
 def decode(data: Buffer, codec: Codec, shape: Sequence[int]) -> F32:
@@ -76,8 +80,9 @@ def decode(data: Buffer, codec: Codec, shape: Sequence[int]) -> F32:
     """
     prepared, shape = prepare(codec), tuple(shape)
     layout = _layout(shape, prepared)
-    if codec.jpeg and layout.size:
-        data = jpeg.decode(data, shape).reshape(-1).data
+    image = image_file.stage(codec)
+    if image and layout.size:
+        data = image_file.decode(data, shape, image[0]).reshape(-1).data
     else:
         _check_length(memoryview(data).nbytes, layout, shape, prepared)
     if not layout.size:
@@ -115,11 +120,11 @@ def expected_bytes(codec: Codec, shape: Sequence[int]) -> int:
     """Bytes of the payload of a tensor of ``shape``, with side information: exact without an entropy stage, else
     expected from the tables.
 
-    The size of a JPEG is unknown before it is encoded; the result is one bit a value, as for a photo of medium quality.
+    The size of an image file is unknown before it is encoded; the result is one bit a value, as for a photo of medium quality.
     """
     prepared = prepare(codec)
     layout = _layout(tuple(shape), prepared)
-    if codec.jpeg:
+    if image_file.stage(codec):
         return packed_bytes(layout.size, 1)
     if prepared.coder is None or not layout.size:
         return layout.most
@@ -127,10 +132,7 @@ def expected_bytes(codec: Codec, shape: Sequence[int]) -> int:
 
 
 def max_bytes(codec: Codec, shape: Sequence[int]) -> int:
-    """Most bytes of a payload of ``shape``.
-
-    A JPEG of noise at the best quality takes less than twice its pixels, plus headers.
-    """
+    """Most bytes of a payload of ``shape``."""
     return _layout(tuple(shape), prepare(codec)).most
 
 
@@ -191,7 +193,8 @@ def _laid_out(shape: tuple[int, ...], prepared: Prepared) -> Layout:
     spans = 0 if not codec.dynamic or not size else 1 if codec.dynamic == "tensor" else rows
     front = spans * (4 if codec.span == "range" else 2)
     packed = front + packed_bytes(rows * inner, prepared.bits)
-    layout = Layout(size, rows, inner, front, packed, 2 * size + 4096 if codec.jpeg and size else packed)
+    most = image_file.most_bytes(size) if size and image_file.stage(codec) else packed
+    layout = Layout(size, rows, inner, front, packed, most)
     if prepared.coder is None or not size:
         return layout
     least = front + 4 * lanes(layout.codes)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +16,7 @@ from kernels import reference
 from kernels.codec import fused_ir, hadamard, projection
 from kernels.rans import static
 from splitedge import errors, limits
-from splitedge.codec import jpeg
+from splitedge.codec import image_file
 from splitedge.protocol.messages import Codec
 
 U8 = NDArray[np.uint8]
@@ -71,7 +72,7 @@ class Layout:
     """The payload of a tensor of ``size`` values: ``front`` bytes of side information, then the codes of ``rows`` of
     ``inner`` each.
 
-    ``least`` and ``most`` are the bounds of its size in bytes; they differ only with an entropy stage or JPEG.
+    ``least`` and ``most`` are the bounds of its size in bytes; they differ only with an entropy stage or an image file.
     """
 
     size: int
@@ -132,17 +133,14 @@ def prepare(codec: Codec) -> Prepared:
             reason="codec-channels",
         )
     coding = codec.levels or codec.rotation or codec.basis or codec.dynamic or codec.tables or codec.table
-    if codec.bits in FLOATS and (coding or codec.jpeg):
+    image = image_file.stage(codec)
+    if codec.bits in FLOATS and (coding or image):
         raise errors.CodecError(
             "a codec of floats must not have levels, tables, a rotation or another stage; ask for another plan",
             reason="codec-floats",
         )
-    if codec.jpeg and (codec.jpeg not in jpeg.QUALITIES or codec.bits != 8 or coding):
-        raise errors.CodecError(
-            f"a codec has JPEG quality {codec.jpeg} at {codec.bits} bits; JPEG needs a quality of 1 to 100, 8 bits "
-            "and no other stage; ask for another plan",
-            reason="codec-jpeg",
-        )
+    if image:
+        _check_image(codec, *image, alone=not coding)
     levels, turn = _levels(codec), _turn(codec.basis, channels) if codec.basis else None
     if codec.rotation and (
         codec.rotation not in ROTATIONS or codec.basis or channels % codec.rotation * (channels > 1)
@@ -169,6 +167,21 @@ def prepare(codec: Codec) -> Prepared:
             reason="codec-range",
         )
     return prepared
+
+
+def _check_image(codec: Codec, kind: image_file.Format, quality: int, *, alone: bool) -> None:
+    both = codec.jpeg and codec.webp is not msgspec.UNSET
+    if quality not in image_file.QUALITIES or codec.bits != 8 or both or not alone:
+        raise errors.CodecError(
+            f"a codec has {image_file.NAMES[kind]} quality {quality} at {codec.bits} bits; an image file needs a quality of 1 to "
+            "100, 8 bits and no other stage; ask for another plan",
+            reason=f"codec-{kind}",
+        )
+    if kind in image_file.NAMED and kind not in image_file.available():
+        raise errors.CodecError(
+            f"this build of Pillow has no {image_file.NAMES[kind]}; install Pillow from a wheel, then ask for another plan",
+            reason="format-missing",
+        )
 
 
 def _floats(values: Sequence[float]) -> F32:

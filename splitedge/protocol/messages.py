@@ -101,7 +101,7 @@ class PlanRequest(Message, kw_only=True):
     dry_run: DryRun | None = msgspec.field(default=None, name="rehearsal")
     protocol: int = PROTOCOL_VERSION
     operators: Names = []  # kinds that its heads may have; empty: those of older agents
-    tasks: Names = []  # what its answers and images may need: of `TASKS`; empty: nothing, as for older agents
+    tasks: Names = []  # what plans and answers may need: of `TASKS`, and image formats; empty: nothing, as for older agents
 
 
 _SENDING, _OVERHEAD = "sending", "beside"  # keys of the wire form; every other key is a segment's SHA-256
@@ -151,7 +151,7 @@ class Codec(msgspec.Struct, frozen=True, cache_hash=True):
     for the tensor or one for each channel of the last axis. ``scale`` 0 is a constant: every code decodes to ``lo``.
     Each other field changes one thing:
 
-    - ``rule``: how the codec was fitted: one of `splitedge.codec.FAMILIES`, or ``jpeg-QUALITY``.
+    - ``rule``: how the codec was fitted: one of `splitedge.codec.FAMILIES`, or ``jpeg-QUALITY``, ``webp-QUALITY``.
     - ``bits``: 2 to 8 for codes. 16 and 32 send float16 and float32 values; then all other fields are unused.
     - ``levels``: a codebook of 2^bits ascending levels, at 2 and 3 bits: value = lo[c] + scale[c] * levels[code].
     - ``rotation``: channels in one Hadamard block, 0 for none. ``lo`` and ``scale`` then apply to the rotated channels.
@@ -163,6 +163,7 @@ class Codec(msgspec.Struct, frozen=True, cache_hash=True):
       table.
     - ``table``: the index of each channel's table, or one for all.
     - ``jpeg``: 8-bit codes are the pixels of an image [H, W, 1 or 3], sent as JPEG of this quality. 0 for none.
+    - ``webp``: the same as WebP, for [H, W, 3]. Only for agents that name it in `PlanRequest.tasks`.
     """
 
     rule: str
@@ -177,6 +178,7 @@ class Codec(msgspec.Struct, frozen=True, cache_hash=True):
     tables: tuple[tuple[int, ...], ...] = ()
     table: tuple[int, ...] = ()
     jpeg: int = 0
+    webp: int | msgspec.UnsetType = msgspec.UNSET  # as other plans do not change
 
 
 class Preprocess(Message):

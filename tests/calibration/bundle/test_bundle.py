@@ -32,6 +32,7 @@ from calibration.samples.samples import Samples
 from calibration.statistics.activations import feed, to_onnx
 from edge_server.tails.pool import LoadedTail
 from splitedge import codec, errors, limits
+from splitedge.codec import image_file
 from splitedge.head import executor
 from splitedge.head import segment as seg
 from splitedge.head.preprocess import quantize_tensor
@@ -436,6 +437,26 @@ def test_a_picture_may_be_sent_as_jpeg(tmp_path: Path) -> None:
     assert all(not one.rule.startswith("jpeg") for cut in opened.offered[1:] for one in opened.cut_noises[cut].codecs)
     with pytest.raises(errors.CodecError):
         opened.codec(opened.offered[1], "jpeg-95", 8)
+
+
+@pytest.mark.skipif(not image_file.available(), reason="this build of Pillow has no WebP")
+def test_a_picture_may_be_sent_as_webp(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    files = []
+    for i in range(8):
+        noise = rng.normal(size=(4, 4, 3)).repeat(8, axis=0).repeat(8, axis=1)
+        files.append(tmp_path / f"{i}.png")
+        Image.fromarray(np.clip(128 + 50 * noise, 0, 255).astype(np.uint8)).save(files[-1])
+    spec = Preprocess("image", SHAPE, 16, mean=[120.0, 125.0, 110.0], std=[60.0, 55.0, 65.0])
+    opened = make(tmp_path, small.resnet(), Samples(spec, files))
+    noises = {one.rule: one for one in opened.cut_noises[0].codecs}
+    fine, coarse = noises["webp-95"], noises["webp-50"]
+    assert fine.payload > coarse.payload
+    assert fine.noise < coarse.noise
+    assert (fine.work, fine.bits) == ({"webp": 16 * 16 * 3}, 8)
+    made = opened.codec(0, "webp-95", 8)
+    assert fine.payload == pytest.approx(np.mean([len(codec.encode(x, made)) for x in Samples(spec, files)]), rel=0.2)
+    assert all(not one.rule.startswith("webp") for cut in opened.offered[1:] for one in opened.cut_noises[cut].codecs)
 
 
 def test_tails_take_batches(made: Bundle) -> None:

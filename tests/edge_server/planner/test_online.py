@@ -41,7 +41,7 @@ LINK = LinkEstimate(rtt_ms=10.0, uplink_mbps=20.0, downlink_mbps=20.0)
 LEVELS = (Level(0.25, 0.004), Level(1.0, 0.02), Level(5.0, 0.2))
 
 
-def network(layers: int = 4, seed: int = 0, levels: tuple[Level, ...] = LEVELS) -> Table:
+def network(layers: int = 4, seed: int = 0, levels: tuple[Level, ...] = LEVELS, *, webp: bool = False) -> Table:
     """Cuts at the input, after every layer, and the output; tensors that shrink and weights that grow."""
     rng = np.random.default_rng(seed)
     weights = [
@@ -57,6 +57,8 @@ def network(layers: int = 4, seed: int = 0, levels: tuple[Level, ...] = LEVELS) 
         ]
         if i == 0:
             codecs.append(CutCodec("jpeg-80", 8, 40 + elements * 3 // 8, 0.003, {"jpeg": float(elements)}))
+        if i == 0 and webp:
+            codecs.append(CutCodec("webp-80", 8, 40 + elements * 2 // 8, 0.003, {"webp": float(elements)}))
         options.append(
             CutOption(
                 cut=Cut(i, f"layer{i}" if i else "input", f"t{i}", [elements], kind),
@@ -72,7 +74,7 @@ def network(layers: int = 4, seed: int = 0, levels: tuple[Level, ...] = LEVELS) 
     return precompute("net", options, levels)
 
 
-TABLE = network()
+TABLE, WEBP = network(), network(webp=True)
 
 
 def request(**changes: object) -> Query:
@@ -103,6 +105,8 @@ def by_hand(table: Table, asked: Query) -> float:
             continue
         for codec in option.codecs or (CutCodec("", 0, 0, 0.0),):
             if pattern.noise + codec.noise > budget:
+                continue
+            if "webp" in codec.work and asked.formats is not None and "webp" not in asked.formats:
                 continue
             sending = codec.frame_bytes * 8 / link.uplink_mbps / 1000
             tail = option.tail_ms if away else 0.0
@@ -155,32 +159,36 @@ requests = st.builds(
     stage_ns=st.tuples(*[st.floats(0, 2000)] * len(STAGES)),
     held=st.frozensets(st.integers(0, len(TABLE.patterns) - 1), max_size=3),
     operators=st.sampled_from([None, None, frozenset(["conv", "view"]), frozenset(["conv"])]),
+    formats=st.sampled_from([None, frozenset(["webp"]), frozenset()]),
 )
 
 
 @drawn(300)
 @given(requests)
 def test_equals_a_loop_over_everything(asked: Query) -> None:
-    least = by_hand(TABLE, asked)
-    if least == math.inf:
-        with pytest.raises(errors.InfeasibleError):
-            choose(TABLE, asked)
-        return
-    pick = choose(TABLE, asked)
-    assert pick.objective == pytest.approx(least, rel=1e-9, abs=1e-15)
-    assert verify_pick(TABLE, asked, pick) == []
+    for table in (TABLE, WEBP):
+        asked = dataclasses.replace(asked, held=asked.held & set(range(len(table.patterns))))
+        least = by_hand(table, asked)
+        if least == math.inf:
+            with pytest.raises(errors.InfeasibleError):
+                choose(table, asked)
+            continue
+        pick = choose(table, asked)
+        assert pick.objective == pytest.approx(least, rel=1e-9, abs=1e-15)
+        assert verify_pick(table, asked, pick) == []
+        runners_up(table, asked, pick)
 
 
 @drawn(150)
 @given(requests)
 def test_what_an_infeasible_answer_allows_is_enough(asked: Query) -> None:
     try:
-        choose(TABLE, asked)
+        choose(WEBP, asked)
     except errors.InfeasibleError as error:
         nearest = error.data["nearest"]
         ways = [nearest] if error.data["all_of"] else [{name: value} for name, value in nearest.items()]
         for way in ways:
-            choose(TABLE, relaxed(asked, way))
+            choose(WEBP, relaxed(asked, way))
 
 
 def relaxed(asked: Query, allowed: dict[str, float | str]) -> Query:
@@ -191,12 +199,15 @@ def relaxed(asked: Query, allowed: dict[str, float | str]) -> Query:
         for name, value in allowed.items()
     }
     memory = fields.pop("memory", asked.memory_bytes)
-    operators = None if fields.pop("operators", "") else asked.operators
+    upgraded = bool(fields.pop("operators", ""))
+    operators, formats = (None, None) if upgraded else (asked.operators, asked.formats)
     old = {
         name: getattr(asked.demand, name)
         for name in ("max_drop_points", "max_latency_ms", "min_rate_fps", "weights", "keep")
     }
-    return dataclasses.replace(asked, demand=demand(**(old | fields)), memory_bytes=memory, operators=operators)
+    return dataclasses.replace(
+        asked, demand=demand(**(old | fields)), memory_bytes=memory, operators=operators, formats=formats
+    )
 
 
 def test_every_level_and_codec_has_its_optimal_pattern() -> None:
@@ -259,7 +270,9 @@ def test_a_stage_that_takes_long_is_left_out() -> None:
     quick, slow = (
         choose(
             TABLE,
-            request(link=link, demand=demand(mode="server", max_drop_points=0.25), stage_ns=(0.0, 0.0, 0.0, 0.0, ns)),
+            request(
+                link=link, demand=demand(mode="server", max_drop_points=0.25), stage_ns=(0.0, 0.0, 0.0, 0.0, ns, 0.0)
+            ),
         )
         for ns in (1.0, 1e4)
     )
@@ -267,6 +280,19 @@ def test_a_stage_that_takes_long_is_left_out() -> None:
     assert rules == ["jpeg-80", "mse"]
     assert quick.device_ms == pytest.approx(0.02)
     assert quick.total_ms == pytest.approx(quick.device_ms + quick.transfer_ms + quick.server_ms)
+
+
+def test_a_device_gets_only_image_files_that_it_knows() -> None:
+    link = LinkEstimate(1.0, 20.0, 20.0)
+    asked = request(link=link, demand=demand(mode="server", max_drop_points=1.0))
+    known, other = (choose(WEBP, dataclasses.replace(asked, formats=frozenset(one))) for one in (["webp"], []))
+    codecs = WEBP.options[0].codecs
+    assert codecs[known.codec or 0].rule == "webp-80"
+    assert "webp" not in {stage for i in other.ladder for stage in codecs[i].work}
+    assert codecs[other.codec or 0].rule == "jpeg-80"
+    assert "the device lacks an image format" in verify_pick(
+        WEBP, dataclasses.replace(asked, formats=frozenset()), known
+    )
 
 
 def test_a_busy_server_drives_work_to_the_device() -> None:

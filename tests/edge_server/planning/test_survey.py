@@ -39,6 +39,7 @@ def test_every_case_holds_the_plans_that_an_agent_gets(store: Store, found: Surv
             demand = msgspec.structs.replace(DEMAND, mode=way.mode)
             request = PlanRequest(model="tiny", profile=profile, link=case.link, demand=demand)
             pick = choose_plan(catalog, request).pick
+            assert bool(way.codec) == (way.mode != "device")
             assert (way.ms, way.payload_bytes, way.objective) == (pick.total_ms, pick.payload_bytes, pick.objective)
         assert [way.objective for way in case.ways] == sorted(way.objective for way in case.ways)
         assert {way.mode for way in case.ways} == set(MODES)
@@ -94,7 +95,9 @@ def test_the_page_fits_and_shows_every_board_and_winner(found: Survey, width: in
     lines = shown.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     text = shown.getvalue()
-    assert all(word in text for word in ("pi4", "pi5", "split", "none", "--keep input"))
+    assert all(
+        word in text for word in ("pi4", "pi5", "split", "none", "--keep input", "What the server alone gets", "bits")
+    )
 
 
 def test_the_command_prints_json_and_draws(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
