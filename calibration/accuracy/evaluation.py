@@ -83,6 +83,11 @@ class CutNoise(msgspec.Struct, frozen=True):
     head: float
     codecs: list[CodecNoise]
 
+    def apart(self) -> tuple[CutNoise, list[CodecNoise]]:
+        """This noise without the image files that older programs do not know, and their noise."""
+        named = [one for one in self.codecs if one.rule.startswith(tuple(f"{kind}-" for kind in image_file.NAMED))]
+        return msgspec.structs.replace(self, codecs=[one for one in self.codecs if one not in named]), named
+
     def fit(self) -> tuple[float, float] | None:
         """`sensitivity.law` of the noise that packed codecs add to the head's; None for fewer than two such codecs."""
         added = [(one.noise - self.head, one.bits) for one in self.codecs if not one.work and one.noise > self.head]

@@ -57,7 +57,7 @@ class Bundle:
         self.accuracy: AccuracyModel = manifest.accuracy
         self.other_bytes, self.output = manifest.other_bytes, manifest.output
         self.layers = {layer.noise.tensor: layer for layer in manifest.layers}
-        self.cut_noises = {noise.cut: noise for noise in manifest.cut_noises}
+        self.cut_noises = manifest.noises_at_cuts()
         self.cuts: list[Cut] = [listed.cut for listed in manifest.cuts]
         self.offered: list[int] = [listed.cut.index for listed in manifest.cuts if not listed.reason]
         self.reasons: list[str] = [listed.reason for listed in manifest.cuts]

@@ -183,6 +183,7 @@ def _create(
     stats: dict[str, NDArray[np.generic]] = {f"mean/{t}": m for t, m in work.calibration.means.items()}
     stats |= {f"counts/{site.spot.index}": site.histogram.counts for site in sites}
     stats |= {f"values/{site.spot.index}": site.histogram.values for site in sites if site.spot.quantization is None}
+    cut_noises = [site.noise.apart() for site in sites]
     manifest = Manifest(
         FORMAT,
         name,
@@ -194,7 +195,7 @@ def _create(
         cuts.unsupported(network),
         {t: (q.scale, q.zero_point) for t, q in work.calibration.quantizations.items()},
         list(noises.values()),
-        [site.noise for site in sites],
+        [known for known, _ in cut_noises],
         work.other_bytes(noises),
         tried,
         accuracy_model,
@@ -203,6 +204,7 @@ def _create(
         output,
         top1,
         None if tokenizer is None else tokenizer.reference(),
+        {known.cut: named for known, named in cut_noises if named},
     )
     codecs = {
         f"{site.spot.index}/{rule}/{bits}": made for site in sites for (rule, bits), made in site.histogram.kept.items()

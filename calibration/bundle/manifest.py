@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from calibration.accuracy import metrics
-from calibration.accuracy.evaluation import CutNoise
+from calibration.accuracy.evaluation import CodecNoise, CutNoise
 from calibration.accuracy.sensitivity import Sensitivity
 from calibration.accuracy.trials import Trial
 from splitedge import errors
@@ -83,6 +83,15 @@ class Manifest(msgspec.Struct):
     output: Output
     float_top1: float | None = None  # correct answers of the float model, per cent of the samples; None without labels
     tokenizer: TokenizerRef | None = None
+    #: Noise of image files at a cut that are not in ``cut_noises``, because older programs do not know them.
+    image_noises: dict[int, list[CodecNoise]] = {}
+
+    def noises_at_cuts(self) -> dict[int, CutNoise]:
+        """All of ``cut_noises`` and ``image_noises``, by cut."""
+        return {
+            one.cut: msgspec.structs.replace(one, codecs=[*one.codecs, *self.image_noises.get(one.cut, ())])
+            for one in self.cut_noises
+        }
 
 
 def write(path: Path, manifest: Manifest, files: dict[str, bytes]) -> None:
