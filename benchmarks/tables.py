@@ -583,6 +583,7 @@ MAKERS: Final[dict[str, Callable[[Document], str]]] = {
     "payload": payload,
     "pipeline": whole,
     "planner": whole,
+    "predictions": whole,
     "regret": whole,
     "reuse": reuse,
     "rounding": rounding,
