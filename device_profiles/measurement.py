@@ -40,7 +40,7 @@ from splitedge.codec import image_file
 from splitedge.errors import PlatformError
 from splitedge.head import Head
 from splitedge.head import segment as seg
-from splitedge.protocol.messages import Basis, Codec, Preprocess
+from splitedge.protocol.messages import Basis, Codec, ImageFormat, Preprocess
 
 Progress = Callable[[int, int, str], None]  # steps done, total steps, the next step
 
@@ -473,7 +473,7 @@ def _stage_ns() -> dict[str, float]:
     return found | {"basis": found["basis"] / components} | files
 
 
-def _file_ns(kind: image_file.Format) -> float:
+def _file_ns(kind: ImageFormat) -> float:
     """Nanoseconds of an image file of ``kind`` for one value of a picture that is neither flat nor noise."""
     y, x = np.mgrid[: _PICTURE[0], : _PICTURE[1]]
     planes = [128 + 60 * np.sin(y / 5 + x / (7 + k)) + 30 * np.sin(x * y / 97) for k in range(_PICTURE[2])]

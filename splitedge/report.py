@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from splitedge.codec import image_file
 from splitedge.protocol.messages import (
+    IMAGE_FORMATS,
     Candidate,
     Codec,
     Cut,
@@ -248,9 +248,9 @@ def _task(task: Task, shape: str) -> str:
 def _codec(plan: Plan) -> str:
     """The codec of the tensor at the cut."""
     chosen = plan.ladder[plan.codec]
-    if image := image_file.stage(chosen):
+    if image := chosen.image:
         kind, quality = image
-        return f"{image_file.NAMES[kind]}, quality {quality}"
+        return f"{IMAGE_FORMATS[kind]}, quality {quality}"
     if chosen.tables:
         values = math.prod(plan.cut.shape)
         return f"{chosen.rule}: entropy-coded, {8 * plan.prediction.payload_bytes / values:.1f} bits per value"
@@ -263,7 +263,7 @@ def _codec(plan: Plan) -> str:
 def coding(codec: Codec | Candidate | StageTime) -> str:
     """A codec in one word: its bits, or its rule where the bits do not describe it."""
     bits = codec.bits if isinstance(codec, Codec) else codec.activation_bits
-    return plain(codec.rule) if codec.rule.startswith((*image_file.FORMATS, "entropy", "pca")) else str(bits)
+    return plain(codec.rule) if codec.rule.startswith((*IMAGE_FORMATS, "entropy", "pca")) else str(bits)
 
 
 def _ladder(plan: Plan) -> str:

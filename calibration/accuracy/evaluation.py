@@ -26,7 +26,7 @@ from splitedge import codec, errors
 from splitedge.codec import image_file, padding_mask
 from splitedge.head.executor import Head
 from splitedge.head.segment import Tensor
-from splitedge.protocol.messages import Codec
+from splitedge.protocol.messages import Codec, ImageFormat
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -423,7 +423,7 @@ def _files(
     return found, squares
 
 
-def _formats(histogram: Histogram) -> list[image_file.Format]:
+def _formats(histogram: Histogram) -> list[ImageFormat]:
     """The formats other than JPEG in which the tensor may be sent."""
     if histogram.picture is None:
         return []

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitedge import codec
-from splitedge.codec import clip, image_file
-from splitedge.protocol.messages import Codec, Preprocess
+from splitedge.codec import clip
+from splitedge.protocol.messages import IMAGE_FORMATS, Codec, Preprocess
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -76,7 +76,7 @@ class Histogram:
         return clip.squared_error(self._own.T, self.counts.T.astype(np.float64), lo, scale, made.bits)
 
     def _fit(self, rule: str, bits: int) -> Codec:
-        files = [form for form in image_file.FORMATS if rule.startswith(f"{form}-")]
+        files = [form for form in IMAGE_FORMATS if rule.startswith(f"{form}-")]
         if self.picture is not None and files:
             channels = self.picture.shape[-1]
             mean, std = (values * (channels // len(values)) for values in (self.picture.mean, self.picture.std))

@@ -39,9 +39,8 @@ from edge_server.presets.catalog import Preset, find
 from edge_server.store.names import check_name
 from edge_server.store.store import Store
 from splitedge import errors, terminal
-from splitedge.codec import image_file
 from splitedge.head import text
-from splitedge.protocol.messages import OutputKind, Preprocess, Task
+from splitedge.protocol.messages import IMAGE_FORMATS, OutputKind, Preprocess, Task
 from splitedge.report import output
 from splitedge.terminal import Column, plain
 
@@ -447,7 +446,7 @@ def _least(patterns: Patterns, index: int) -> tuple[str, ...]:
     if (codec := patterns.codec[best]) < 0:
         return *segment, "", ""
     made = option.codecs[codec]
-    coded = made.rule if {*image_file.FORMATS, "entropy"} & made.work.keys() else f"{made.bits} bits"
+    coded = made.rule if {*IMAGE_FORMATS, "entropy"} & made.work.keys() else f"{made.bits} bits"
     return *segment, coded, f"{patterns.frame_bytes[best] / 1000:.2f}"
 
 

@@ -14,8 +14,7 @@ from edge_server.planner import CutCodec, Pick, Query, Table, choose
 from edge_server.planning.catalog import Catalog
 from edge_server.planning.device_plan import query_for, request_of
 from splitedge import errors
-from splitedge.codec import image_file
-from splitedge.protocol.messages import Demand, LinkEstimate, Mode
+from splitedge.protocol.messages import IMAGE_FORMATS, Demand, LinkEstimate, Mode
 
 #: Uplinks in Mbit/s that a survey compares, if no link is given.
 UPLINKS: Final = (1.0, 4.0, 16.0, 64.0, 256.0)
@@ -184,4 +183,4 @@ def _way(table: Table, mode: Mode, pick: Pick) -> Way:
 
 
 def _sent(codec: CutCodec) -> str:
-    return codec.rule if codec.work.keys() & set(image_file.FORMATS) else f"{codec.bits} bits"
+    return codec.rule if codec.work.keys() & set(IMAGE_FORMATS) else f"{codec.bits} bits"

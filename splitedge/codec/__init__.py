@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from kernels import codec as kernels
 from kernels import reference
 from splitedge import errors
-from splitedge.codec import clip, image_file
+from splitedge.codec import clip
 from splitedge.codec.clip import PERCENTILE, PUBLISHED, RULES
 from splitedge.codec.fitting import FAMILIES, FLOAT, fit_samples
 from splitedge.codec.payload import (
@@ -42,7 +42,7 @@ from splitedge.codec.payload import (
     side_bytes,
 )
 from splitedge.codec.prepared import BITS, FLOATS, Prepared, prepare
-from splitedge.protocol.messages import Codec
+from splitedge.protocol.messages import Codec, ImageFormat
 
 __all__ = [
     "BITS",
@@ -97,7 +97,7 @@ def fit(
     return _build(rule, bits, [clip.clip_range(clip.distribution(values, weights), rule, bits, percentile)])
 
 
-def pixels(mean: Sequence[float], std: Sequence[float], quality: int, kind: image_file.Format = "jpeg") -> Codec:
+def pixels(mean: Sequence[float], std: Sequence[float], quality: int, kind: ImageFormat = "jpeg") -> Codec:
     """The codec of image files of ``kind`` and ``quality`` 1..100 for values (pixel - mean[c]) / std[c].
 
     Raises if these give no finite range.
@@ -168,7 +168,7 @@ def work(codec: Codec, shape: Sequence[int]) -> dict[str, float]:
         "range": count * bool(codec.dynamic),
         "entropy": coded * bool(codec.tables),
     }
-    if image := image_file.stage(codec):
+    if image := codec.image:
         each[image[0]] = count
     return {stage: amount for stage, amount in each.items() if amount}
 

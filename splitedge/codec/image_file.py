@@ -9,48 +9,36 @@ from __future__ import annotations
 
 import io
 import struct
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 
 from splitedge import errors
-from splitedge.protocol.messages import Codec
+from splitedge.protocol.messages import IMAGE_FORMATS, ImageFormat
 
 U8 = NDArray[np.uint8]
 Buffer = bytes | bytearray | memoryview
 
-Format: TypeAlias = Literal["jpeg", "webp"]
-"""A format of image files. Each is also a field of `Codec` and a stage of a codec (`splitedge.codec.STAGES`)."""
-
-FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 #: Formats that an agent names in `PlanRequest.tasks`, because older agents and some builds of Pillow lack them.
-NAMED: Final[tuple[Format, ...]] = ("webp",)
-NAMES: Final[dict[Format, str]] = {"jpeg": "JPEG", "webp": "WebP"}
+NAMED: Final[tuple[ImageFormat, ...]] = ("webp",)
 QUALITIES: Final = range(1, 101)
 _MODES: Final = {1: "L", 3: "RGB"}
-_CHANNELS: Final[dict[Format, tuple[int, ...]]] = {"jpeg": (1, 3), "webp": (3,)}  # WebP has no grey images
-_LONGEST: Final[dict[Format, int]] = {"jpeg": 65_535, "webp": 16_383}  # pixels of a side
+_CHANNELS: Final[dict[ImageFormat, tuple[int, ...]]] = {"jpeg": (1, 3), "webp": (3,)}  # WebP has no grey images
+_LONGEST: Final[dict[ImageFormat, int]] = {"jpeg": 65_535, "webp": 16_383}  # pixels of a side
 #: JPEG: subsampled colours and standard Huffman tables; the alternatives take twice the time, with no less error for
 #: their bytes. WebP: method 0 takes two thirds of the time for 5 to 20 % more bytes, method 4 twice the time for 0 to
 #: 4 % fewer.
-_OPTIONS: Final[dict[Format, dict[str, Any]]] = {"jpeg": {"subsampling": "4:2:0"}, "webp": {"method": 2}}
+_OPTIONS: Final[dict[ImageFormat, dict[str, Any]]] = {"jpeg": {"subsampling": "4:2:0"}, "webp": {"method": 2}}
 
 
-def available() -> list[Format]:
+def available() -> list[ImageFormat]:
     """The formats of `NAMED` that this build of Pillow encodes and decodes."""
     return [kind for kind in NAMED if features.check(kind)]
 
 
-def stage(codec: Codec) -> tuple[Format, int] | None:
-    """The format of ``codec`` and its quality; None if it makes no image file."""
-    if codec.jpeg:
-        return "jpeg", codec.jpeg
-    return ("webp", codec.webp) if isinstance(codec.webp, int) else None
-
-
-def fits(shape: tuple[int, ...], kind: Format = "jpeg") -> bool:
+def fits(shape: tuple[int, ...], kind: ImageFormat = "jpeg") -> bool:
     """Whether ``shape`` is that of an image of this ``kind``: [H, W, 1 or 3], for WebP [H, W, 3]."""
     return (
         len(shape) == 3
@@ -68,7 +56,7 @@ def most_bytes(values: int) -> int:
     return 2 * values + 4096
 
 
-def encode(pixels: U8, quality: int, kind: Format = "jpeg") -> bytes:
+def encode(pixels: U8, quality: int, kind: ImageFormat = "jpeg") -> bytes:
     """The file of ``pixels`` [H, W, C] at ``quality`` 1..100. See `fits` for its shape."""
     _check(pixels.shape, kind)
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
@@ -77,7 +65,7 @@ def encode(pixels: U8, quality: int, kind: Format = "jpeg") -> bytes:
     return out.getvalue()
 
 
-def decode(data: Buffer, shape: tuple[int, ...], kind: Format = "jpeg") -> U8:
+def decode(data: Buffer, shape: tuple[int, ...], kind: ImageFormat = "jpeg") -> U8:
     """The pixels of ``shape`` [H, W, C] in ``data``, a file of ``kind`` with one image.
 
     Raises `errors.CodecError` for anything else, before it is decoded.
@@ -117,22 +105,22 @@ def _check_webp(head: bytes, shape: tuple[int, ...]) -> None:
         raise _other("webp", width, height, "RGB", shape)
 
 
-def _other(kind: Format, width: int, height: int, mode: str, shape: tuple[int, ...]) -> errors.CodecError:
+def _other(kind: ImageFormat, width: int, height: int, mode: str, shape: tuple[int, ...]) -> errors.CodecError:
     return errors.CodecError(
-        f"a {NAMES[kind]} of {width} x {height} ({mode}) is not the plan's {shape[1]} x {shape[0]} "
+        f"a {IMAGE_FORMATS[kind]} of {width} x {height} ({mode}) is not the plan's {shape[1]} x {shape[0]} "
         f"({_MODES[shape[2]]})",
         reason="other-picture",
     )
 
 
-def _undecodable(kind: Format, why: str) -> errors.CodecError:
+def _undecodable(kind: ImageFormat, why: str) -> errors.CodecError:
     return errors.CodecError(
-        f"a frame cannot be decoded as {NAMES[kind]} ({why}); both sides must use the plan's codec",
+        f"a frame cannot be decoded as {IMAGE_FORMATS[kind]} ({why}); both sides must use the plan's codec",
         reason=f"not-a-{kind}",
     )
 
 
-def _check(shape: tuple[int, ...], kind: Format) -> None:
+def _check(shape: tuple[int, ...], kind: ImageFormat) -> None:
     if not fits(shape, kind):
         raise errors.CodecError(
             f"a tensor of shape {list(shape)} is not an image; use another codec of the plan's ladder",

@@ -66,7 +66,7 @@ def encode(x: F32, codec: Codec) -> bytes:
 
 def as_packed(out: U8, shape: tuple[int, ...], codec: Codec) -> bytes:
     """Packed codes as a payload: as an image file if they are the pixels of a tensor of ``shape``."""
-    image = image_file.stage(codec)
+    image = codec.image
     if image is None:
         return out.tobytes()
     kind, quality = image
@@ -80,7 +80,7 @@ def decode(data: Buffer, codec: Codec, shape: Sequence[int]) -> F32:
     """
     prepared, shape = prepare(codec), tuple(shape)
     layout = _layout(shape, prepared)
-    image = image_file.stage(codec)
+    image = codec.image
     if image and layout.size:
         data = image_file.decode(data, shape, image[0]).reshape(-1).data
     else:
@@ -124,7 +124,7 @@ def expected_bytes(codec: Codec, shape: Sequence[int]) -> int:
     """
     prepared = prepare(codec)
     layout = _layout(tuple(shape), prepared)
-    if image_file.stage(codec):
+    if codec.image:
         return packed_bytes(layout.size, 1)
     if prepared.coder is None or not layout.size:
         return layout.most
@@ -193,7 +193,7 @@ def _laid_out(shape: tuple[int, ...], prepared: Prepared) -> Layout:
     spans = 0 if not codec.dynamic or not size else 1 if codec.dynamic == "tensor" else rows
     front = spans * (4 if codec.span == "range" else 2)
     packed = front + packed_bytes(rows * inner, prepared.bits)
-    most = image_file.most_bytes(size) if size and image_file.stage(codec) else packed
+    most = image_file.most_bytes(size) if size and codec.image else packed
     layout = Layout(size, rows, inner, front, packed, most)
     if prepared.coder is None or not size:
         return layout

@@ -17,7 +17,7 @@ from kernels.codec import fused_ir, hadamard, projection
 from kernels.rans import static
 from splitedge import errors, limits
 from splitedge.codec import image_file
-from splitedge.protocol.messages import Codec
+from splitedge.protocol.messages import IMAGE_FORMATS, Codec, ImageFormat
 
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
@@ -133,7 +133,7 @@ def prepare(codec: Codec) -> Prepared:
             reason="codec-channels",
         )
     coding = codec.levels or codec.rotation or codec.basis or codec.dynamic or codec.tables or codec.table
-    image = image_file.stage(codec)
+    image = codec.image
     if codec.bits in FLOATS and (coding or image):
         raise errors.CodecError(
             "a codec of floats must not have levels, tables, a rotation or another stage; ask for another plan",
@@ -169,17 +169,17 @@ def prepare(codec: Codec) -> Prepared:
     return prepared
 
 
-def _check_image(codec: Codec, kind: image_file.Format, quality: int, *, alone: bool) -> None:
+def _check_image(codec: Codec, kind: ImageFormat, quality: int, *, alone: bool) -> None:
     both = codec.jpeg and codec.webp is not msgspec.UNSET
     if quality not in image_file.QUALITIES or codec.bits != 8 or both or not alone:
         raise errors.CodecError(
-            f"a codec has {image_file.NAMES[kind]} quality {quality} at {codec.bits} bits; an image file needs a quality of 1 to "
+            f"a codec has {IMAGE_FORMATS[kind]} quality {quality} at {codec.bits} bits; an image file needs a quality of 1 to "
             "100, 8 bits and no other stage; ask for another plan",
             reason=f"codec-{kind}",
         )
     if kind in image_file.NAMED and kind not in image_file.available():
         raise errors.CodecError(
-            f"this build of Pillow has no {image_file.NAMES[kind]}; install Pillow from a wheel, then ask for another plan",
+            f"this build of Pillow has no {IMAGE_FORMATS[kind]}; install Pillow from a wheel, then ask for another plan",
             reason="format-missing",
         )
 

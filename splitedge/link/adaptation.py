@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from splitedge.codec import image_file
 from splitedge.link import controllers
 from splitedge.link.controllers import RungCost, View
 from splitedge.link.estimate import Estimator, wire_bytes
@@ -208,7 +207,7 @@ class _Debounced:
 def packed(plan: Plan, bits: int) -> int | None:
     """The rung that only clips, quantizes and packs at ``bits``; None if the ladder has none."""
     for i, one in enumerate(plan.ladder):
-        if one.bits == bits and not (one.tables or one.basis or one.rotation or one.levels or image_file.stage(one)):
+        if one.bits == bits and not (one.tables or one.basis or one.rotation or one.levels or one.image):
             return i
     return None
 
@@ -220,6 +219,6 @@ def _begin(plan: Plan, steps: Sequence[RungCost], bits: int) -> int:
 
 def _bits(plan: Plan, codec: Codec, rung: Rung) -> float:
     """Bits of a value with ``codec``: those of its codes, or of the mean frame if frame sizes vary."""
-    if not (codec.tables or image_file.stage(codec)):
+    if not (codec.tables or codec.image):
         return codec.bits
     return max(_LEAST_BITS, 8 * (rung.payload_bytes - HEADER_BYTES) / math.prod(plan.cut.shape))

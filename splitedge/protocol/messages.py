@@ -8,7 +8,7 @@ drops in points of the bundle's metric (top-1 by default).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -144,6 +144,13 @@ class Basis(msgspec.Struct, frozen=True, cache_hash=True):
     columns: bytes
 
 
+ImageFormat: TypeAlias = Literal["jpeg", "webp"]
+"""A format of image files. Each is also a field of `Codec` and a stage of a codec (`splitedge.codec.STAGES`)."""
+
+#: All formats, with their names.
+IMAGE_FORMATS: Final[dict[ImageFormat, str]] = {"jpeg": "JPEG", "webp": "WebP"}
+
+
 class Codec(msgspec.Struct, frozen=True, cache_hash=True):
     """How the tensor at the cut is coded: an optional change of its channel axis, clipping, quantization, packing.
 
@@ -179,6 +186,13 @@ class Codec(msgspec.Struct, frozen=True, cache_hash=True):
     table: tuple[int, ...] = ()
     jpeg: int = 0
     webp: int | msgspec.UnsetType = msgspec.UNSET  # as other plans do not change
+
+    @property
+    def image(self) -> tuple[ImageFormat, int] | None:
+        """The format of the image file that this codec makes, and its quality; None if it makes none."""
+        if self.jpeg:
+            return "jpeg", self.jpeg
+        return ("webp", self.webp) if isinstance(self.webp, int) else None
 
 
 class Preprocess(Message):

@@ -20,15 +20,15 @@ from edge_server.tails.pool import TailPool
 from splitedge import codec
 from splitedge.codec import image_file
 from splitedge.protocol.frames import HEADER_BYTES
-from splitedge.protocol.messages import Plan, PlanRequest
+from splitedge.protocol.messages import IMAGE_FORMATS, ImageFormat, Plan, PlanRequest
 from tests.end_to_end.conftest import World
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("kind", image_file.FORMATS)
+@pytest.mark.parametrize("kind", IMAGE_FORMATS)
 async def test_a_picture_travels_as_an_image_file(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: image_file.Format
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: ImageFormat
 ) -> None:
     """The agent names the formats that it knows, and gets the answer of the pixels that the server decodes."""
     asked: list[PlanRequest] = []
@@ -54,7 +54,7 @@ async def test_a_picture_travels_as_an_image_file(
                 assert plan is not None
                 payload = plan.engine.process(world.images[0].read_bytes()).payload
                 result = await agent.infer(world.images[0])
-        assert Image.open(io.BytesIO(payload)).format == image_file.NAMES[kind].upper()
+        assert Image.open(io.BytesIO(payload)).format == IMAGE_FORMATS[kind].upper()
         values = codec.decode(payload, bundle.codec(0, f"{kind}-90", 8), bundle.cuts[0].shape)
         expected = catalog.tail(bundle, bundle.cuts[0]).run(values)
     assert set(image_file.available()) <= set(asked[0].tasks)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from splitedge import codec, errors
 from splitedge.codec import image_file
-from splitedge.protocol.messages import Codec
+from splitedge.protocol.messages import Codec, ImageFormat
 from tests.drawn import drawn
 from tests.raising import raises
 
@@ -36,9 +36,7 @@ def file(image: Image.Image, kind: str, **options: object) -> bytes:
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("shape", [(17, 23, 3), (28, 28, 1), (1, 1, 3), (224, 224, 3)])
-def test_a_picture_comes_back_nearly_and_nearer_at_more_quality(
-    shape: tuple[int, int, int], kind: image_file.Format
-) -> None:
+def test_a_picture_comes_back_nearly_and_nearer_at_more_quality(shape: tuple[int, int, int], kind: ImageFormat) -> None:
     if not image_file.fits(shape, kind):
         pytest.skip("WebP has no grey images")
     x = smooth(*shape)
@@ -56,7 +54,7 @@ def test_a_picture_comes_back_nearly_and_nearer_at_more_quality(
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4), (0, 4, 3), (4, 70_000, 3)])
-def test_what_is_no_picture_is_refused(shape: tuple[int, ...], kind: image_file.Format) -> None:
+def test_what_is_no_picture_is_refused(shape: tuple[int, ...], kind: ImageFormat) -> None:
     with raises(errors.CodecError, reason="not-a-picture"):
         image_file.encode(np.zeros(shape, np.uint8), 80, kind)
     with raises(errors.CodecError, reason="not-a-picture"):
@@ -64,7 +62,7 @@ def test_what_is_no_picture_is_refused(shape: tuple[int, ...], kind: image_file.
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_another_size_another_mode_and_another_format_are_refused(kind: image_file.Format) -> None:
+def test_another_size_another_mode_and_another_format_are_refused(kind: ImageFormat) -> None:
     data = image_file.encode(smooth(8, 8, 3), 80, kind)
     for shape in ((8, 9, 3), (9, 8, 3), *([(8, 8, 1)] if kind == "jpeg" else [])):
         with raises(errors.CodecError, reason="other-picture"):
@@ -77,7 +75,7 @@ def test_another_size_another_mode_and_another_format_are_refused(kind: image_fi
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_noise_at_the_best_quality_keeps_the_greatest_size_and_longer_files_are_refused(
-    kind: image_file.Format,
+    kind: ImageFormat,
 ) -> None:
     shape = (64, 64, 3)
     data = image_file.encode(np.random.default_rng(1).integers(0, 256, shape, np.uint8), 100, kind)
@@ -111,7 +109,7 @@ def test_animated_extended_and_lossless_webp_files_are_refused_before_they_are_o
 @pytest.mark.parametrize("kind", FORMATS)
 @given(data=st.data())
 @drawn(200)
-def test_damage_is_refused_or_yields_a_picture_of_the_plan(data: st.DataObject, kind: image_file.Format) -> None:
+def test_damage_is_refused_or_yields_a_picture_of_the_plan(data: st.DataObject, kind: ImageFormat) -> None:
     whole = bytearray(image_file.encode(smooth(16, 16, 3), 60, kind))
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
