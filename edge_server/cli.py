@@ -454,7 +454,7 @@ def show_version(json: Json = False) -> None:
 
 @preset_app.command("list", cls=options.Command)
 def list_presets(json: Json = False) -> None:
-    """List the models that `edge-server add` knows by name, their packages, and how to install those."""
+    """List the models that `edge-server add` knows by name, their packages, and how to install them."""
     from edge_server.commands import preset
 
     preset.show(json=json)

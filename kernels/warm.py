@@ -84,8 +84,9 @@ def compile_missing(jobs: int, report: Callable[[str, float], object]) -> int:
     ``jobs``: processes that compile at the same time, each in `JOB_BYTES`. ``report(name, seconds)`` is called after
     each step. If the system ends a process, for instance for its memory, this process compiles the rest.
     """
-    todo = [index for index, step in enumerate(steps()) if not step.is_kept()]
-    todo.sort(key=lambda index: steps()[index].kernel is not program.run)  # heads take longest, so they start first
+    every = steps()
+    todo = [index for index, step in enumerate(every) if not step.is_kept()]
+    todo.sort(key=lambda index: every[index].kernel is not program.run)  # heads take longest, so they start first
     left = set(todo)
     if jobs > 1 and len(todo) > 1:
         with (
@@ -95,10 +96,10 @@ def compile_missing(jobs: int, report: Callable[[str, float], object]) -> int:
             for done in as_completed([pool.submit(_compile, index) for index in todo]):
                 index, seconds = done.result()
                 left.remove(index)
-                report(steps()[index].name, seconds)
+                report(every[index].name, seconds)
     for index in todo:
         if index in left:
-            report(steps()[index].name, _compile(index)[1])
+            report(every[index].name, _compile(index)[1])
     return len(todo)
 
 

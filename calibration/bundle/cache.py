@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import os
 import time
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 Part: TypeAlias = bytes | str | NDArray[np.generic]
 _DIGEST: Final = hashlib.sha256().digest_size
 _ROOT: Final = Path(__file__).resolve().parents[2]
-_PACKAGES: Final = ("numpy", "onnx", "onnxruntime")
+_PACKAGES: Final = ("numpy", "onnx", "onnxruntime", "PIL")
 _PROGRAMS: Final = ("calibration", "splitedge/codec", "splitedge/head", "kernels")
 
 
@@ -48,12 +48,17 @@ def programs(root: Path) -> bytes:
 
     The sources replace version numbers of their own, which are easily forgotten.
     """
-    made = hashlib.sha256(" ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES).encode())
+    made = hashlib.sha256(" ".join(f"{name} {_version(name)}" for name in _PACKAGES).encode())
     for folder in _PROGRAMS:
         for path in sorted((root / folder).rglob("*.py")):
             source = path.read_bytes()
             made.update(f"{path.relative_to(root)} {len(source)} ".encode() + source)
     return made.digest()
+
+
+def _version(module: str) -> str:
+    """The version of ``module``, which several packages may provide (onnxruntime, onnxruntime-gpu)."""
+    return str(importlib.import_module(module).__version__)
 
 
 def remembered(cache: Cache | None, name: str, kind: type[T], make: Callable[[], T]) -> T:

@@ -84,8 +84,19 @@ def add(folder: Path, request: Request) -> None:
     if preset is None:
         _add(folder, request)
     else:
+        _check_samples(request, preset)
         with preset.model_file() as path:
             _add(folder, of_preset(request, preset, path))
+
+
+def _check_samples(request: Request, preset: Preset) -> None:
+    """Raise `errors.UsageError` unless the samples are of the kind that ``preset`` takes, or arrays."""
+    given = [kind for kind in ("images", "texts", "arrays") if getattr(request, kind) is not None]
+    if given not in ([preset.samples], ["arrays"]):
+        raise errors.UsageError(
+            f"the preset {preset.name} needs calibration samples like its inputs; give --{preset.samples} DIR",
+            reason="preset-samples",
+        )
 
 
 def of_preset(request: Request, preset: Preset, path: Path) -> Request:

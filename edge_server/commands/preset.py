@@ -42,10 +42,12 @@ def _row(one: Preset) -> list[str]:
 
 def _state(one: Preset) -> str:
     """Whether the preset can be used; another version of its package by number."""
-    found, missing = one.packages[0].installed(), one.missing()
-    if not missing:
+    if not one.missing():
         return "yes"
-    return found if found not in (None, one.packages[0].version) else "no"
+    return (
+        next((found for package in one.packages if (found := package.installed()) not in (None, package.version)), "no")
+        or "no"
+    )
 
 
 def _fields(one: Preset) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def page(found: Survey, width: int, *, guessed: bool) -> Iterator[RenderableType
         yield Text("\n".join(wrap(line, width)))
     yield ""
     if any(_sent(case) for case in found.cases):
-        yield Text("What the server alone gets, at best", style="bold")
+        yield Text("Codec of the input, if the server computes everything", style="bold")
         yield _inputs(found, width)
         yield ""
     yield Text("What splitting gains", style="bold")

@@ -83,7 +83,7 @@ def check_stated(spec: Spec) -> None:
     missing = [f"no --{name}" for name in ("mean", "std") if getattr(spec, name) is None]
     if missing:
         raise errors.ConfigError(
-            f"ONNX does not record normalization ({' and '.join(missing)}): pass --preset ({', '.join(PRESETS)}), "
+            f"the model file does not record normalization ({' and '.join(missing)}): pass --preset ({', '.join(PRESETS)}), "
             "or --mean and --std as in the model's training",
             reason="no-normalization",
         )
@@ -163,7 +163,7 @@ def _channels(spec: Spec, name: str, channels: int) -> list[float]:
 def _preset(name: object) -> Preset:
     if not isinstance(name, str) or name not in PRESETS:
         raise errors.ConfigError(
-            f"no preset is named {name!r}: choose one of {', '.join(PRESETS)}", reason="unknown-preset"
+            f"no pixel preset is named {name!r}: choose one of {', '.join(PRESETS)}", reason="unknown-preset"
         )
     return PRESETS[name]
 

@@ -38,7 +38,9 @@ class TaskOptions:
     threshold: float | None = None
 
     def overridden(self, given: TaskOptions) -> TaskOptions:
-        """These options where ``given`` leaves them open."""
+        """These options where ``given`` leaves them open; ``given`` alone if it names another task."""
+        if given.task not in ("auto", self.task):
+            return given
         default = TaskOptions()
         changed = {one.name: getattr(given, one.name) for one in fields(self)}
         return replace(self, **{name: value for name, value in changed.items() if value != getattr(default, name)})

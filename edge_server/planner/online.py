@@ -201,10 +201,7 @@ def _broken(table: Table, query: Query, costs: _Costs) -> dict[str, Mask]:
     if query.operators is not None:
         found["operators"] = np.array([not one.operators <= query.operators for one in table.options])[option]
     if query.unknown:
-        unknown = _unknown(table, query, count)
-        if "operators" in found:
-            np.logical_or(unknown, found["operators"], out=unknown)
-        found["operators"] = unknown
+        found["formats"] = _unknown(table, query, count)
     return found
 
 
@@ -319,6 +316,8 @@ def _value(table: Table, name: str, needed: F64, i: int) -> float | str:
         return MODES[option.cut.kind]
     if name == "operators":
         return "upgrade"
+    if name == "formats":
+        return "webp"
     value = float(needed[i])
     if name == "min_rate_fps":
         return 1000 / value if value > 0 else math.inf

@@ -30,6 +30,8 @@ def _broken(table: Table, query: Query, pick: Pick, name: str) -> str:
             return f"needs {round_up(need)} MiB, the device has {round_down(have)} MiB free"
         case "operators":
             return "needs a newer version of splitedge on the board"
+        case "formats":
+            return "sends WebP, which the board's profile or Pillow lacks"
         case "mode":
             return f"mode is not {demand.mode!r}"
         case _:

@@ -9,7 +9,9 @@ from typing import Final
 from splitedge import errors
 from splitedge.protocol.messages import Demand
 
-CONSTRAINTS: Final = ("keep", "mode", "max_drop_points", "max_latency_ms", "min_rate_fps", "memory", "operators")
+CONSTRAINTS: Final = (
+    *("keep", "mode", "max_drop_points", "max_latency_ms", "min_rate_fps", "memory", "operators", "formats"),
+)
 
 
 def require_valid(faults: Sequence[str]) -> None:
@@ -44,6 +46,7 @@ def _bound(demand: Demand, memory_bytes: int | None, name: str) -> str:
         "min_rate_fps": f"at least {demand.min_rate_fps or 0:.10g} frames/s",
         "memory": f"{round_down((memory_bytes or 0) / 2**20)} MiB of memory on the device",
         "operators": "the operators that this version of the agent has",
+        "formats": "the image formats that board and server have, as the board's profile measured them",
         "keep": f"keep = {demand.keep!r}",
         "mode": f"mode = {demand.mode!r}",
     }[name]
@@ -52,6 +55,8 @@ def _bound(demand: Demand, memory_bytes: int | None, name: str) -> str:
 def _fix(name: str, value: float | str) -> str:
     if name == "operators":
         return "an upgrade of splitedge on the board"
+    if name == "formats":
+        return "a new `edge-agent profile --keep` with a Pillow that has WebP"
     if isinstance(value, str):
         return f"{name} = {value!r}"
     return {

@@ -50,9 +50,8 @@ class Package(NamedTuple):
 class Preset:
     """A model in a package.
 
-    ``packages``: the first carries ``file``, which has ``sha256`` and ``size`` bytes; the others carry files of
-    ``places``. ``make``: makes an ONNX file of it; None if it is a model file already. ``pixels``: fields of
-    `preprocessing.Spec`. ``places``: fields of a request that name files, as package and path. ``samples``: the option
+    ``packages``: the first carries ``file``, which has ``sha256`` and ``size`` bytes. ``make``: makes an ONNX file of it; None if it is a model file already. ``pixels``: fields of
+    `preprocessing.Spec`. ``places``: fields of a request that name files, as the index of the package and a path in it. ``samples``: the option
     of `add` that takes samples. ``no_deps``: the model needs none of the libraries that its package depends on.
     """
 
@@ -96,9 +95,9 @@ class Preset:
             right = path.stat().st_size == self.size
             data = path.read_bytes() if right else b""
         except OSError as error:
-            raise self._error(f"cannot be read ({error.strerror})", "unreadable") from error
+            raise self._error(f"{self.file} cannot be read ({error.strerror})", "unreadable") from error
         if not right or hashlib.sha256(data).hexdigest() != self.sha256:
-            raise self._error(f"is not that of {self.packages[0].requirement}", "other-file")
+            raise self._error(f"{self.file} is not that of {self.packages[0].requirement}", "other-file")
         return data if self.make is None else self.make(data)
 
     @contextmanager
@@ -111,7 +110,9 @@ class Preset:
 
     def _place(self, package: int, file: str) -> Path:
         folder = self.packages[package].folder()
-        if folder is None or not (folder / file).is_file():
+        if folder is not None and not (folder / file).is_file():
+            raise self._error(f"{file} is missing", "no-file")
+        if folder is None:
             raise errors.ModelError(
                 f"the preset {self.name} needs {self.packages[package].requirement}; run: {self.command}",
                 reason="no-package",
@@ -121,7 +122,7 @@ class Preset:
 
     def _error(self, cause: str, reason: str) -> errors.ModelError:
         command = self._install("--no-deps --force-reinstall")
-        return errors.ModelError(f"the preset {self.name}: {self.file} {cause}; run: {command}", reason=reason)
+        return errors.ModelError(f"the preset {self.name}: {cause}; run: {command}", reason=reason)
 
     def _install(self, options: str) -> str:
         return " ".join(["pip install", *options.split(), *(one.requirement for one in self.packages)])
@@ -189,7 +190,7 @@ _PRESETS: Final[Sequence[Preset]] = (
         file="data/face_detection_back.tflite",
         sha256="e376cf6b168d5ece8a3cedb94acc4eb168a136aede125ccc3d903ef38f5beda8",
         size=315332,
-        pixels={"preset": "inception", "fit": "pad", "border": 0},
+        pixels={"preset": "inception", "fit": "pad"},
         task=TaskOptions("detection", "blazeface"),
         no_deps=True,
     ),

@@ -1,5 +1,5 @@
-"""An image file as the last step of a codec whose 8-bit codes are pixels. It takes the fewest bytes for an input that
-is sent whole.
+"""An image file as the last step of a codec whose 8-bit codes are pixels. It takes few bytes for an input that is
+sent whole.
 
 The rounding of the coefficients is the decoder's. Unlike every other codec, this one may therefore differ in the last
 bit between versions of libjpeg or libwebp; only the server's float tail sees the difference.
@@ -68,7 +68,7 @@ def encode(pixels: U8, quality: int, kind: ImageFormat = "jpeg") -> bytes:
 def decode(data: Buffer, shape: tuple[int, ...], kind: ImageFormat = "jpeg") -> U8:
     """The pixels of ``shape`` [H, W, C] in ``data``, a file of ``kind`` with one image.
 
-    Raises `errors.CodecError` for anything else, before it is decoded.
+    Raises `errors.CodecError` for anything else. Size, format and mode are checked before the pixels are decoded.
     """
     _check(shape, kind)
     if (length := memoryview(data).nbytes) > (most := most_bytes(shape[0] * shape[1] * shape[2])):

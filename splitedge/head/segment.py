@@ -493,7 +493,7 @@ class Header(msgspec.Struct):
     golden: Golden
 
 
-#: Operators whose results are sums or choices of several values. All others can be inverted, or nearly.
+#: Operators whose results are, in general, sums or choices of several values. All others can be inverted, or nearly.
 _MIXING: Final = (Conv, Linear, Attention, WindowAttention, Pool, Mean)
 
 

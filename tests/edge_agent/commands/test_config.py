@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import stat
 import subprocess
@@ -212,9 +213,15 @@ def on_a_terminal(answers: str, *arguments: str) -> tuple[int, str]:
         command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=_controls
     )
     os.close(theirs)
-    shown = b""
+    shown, last = b"", b""
     lines = answers.splitlines(keepends=True)
     while True:
+        if not select.select([ours], [], [], 10)[0]:
+            if (
+                last == b"\x03"
+            ):  # between the prompt and the read of Python's `input` an interrupt does not end the read
+                os.write(ours, last)
+            continue
         try:
             got = os.read(ours, 4096)
         except OSError:  # the other end is closed
@@ -223,7 +230,8 @@ def on_a_terminal(answers: str, *arguments: str) -> tuple[int, str]:
         if not got:
             break
         if shown.endswith((b"]: ",)) and lines:
-            os.write(ours, lines.pop(0).encode())
+            last = lines.pop(0).encode()
+            os.write(ours, last)
     os.close(ours)
     return process.wait(60), shown.decode()
 

@@ -199,8 +199,8 @@ def relaxed(asked: Query, allowed: dict[str, float | str]) -> Query:
         for name, value in allowed.items()
     }
     memory = fields.pop("memory", asked.memory_bytes)
-    upgraded = bool(fields.pop("operators", ""))
-    operators, formats = (None, None) if upgraded else (asked.operators, asked.formats)
+    operators = None if fields.pop("operators", "") else asked.operators
+    formats = None if fields.pop("formats", "") else asked.formats
     old = {
         name: getattr(asked.demand, name)
         for name in ("max_drop_points", "max_latency_ms", "min_rate_fps", "weights", "keep")
@@ -293,6 +293,15 @@ def test_a_device_gets_only_image_files_that_it_knows() -> None:
     assert "the device lacks an image format" in verify_pick(
         WEBP, dataclasses.replace(asked, formats=frozenset()), known
     )
+
+
+def test_a_format_that_is_lacking_is_a_constraint_of_its_own() -> None:
+    only = dataclasses.replace(WEBP.options[0], codecs=tuple(c for c in WEBP.options[0].codecs if "webp" in c.work))
+    table = precompute("webp", [only], LEVELS)
+    asked = request(demand=demand(mode="server", max_drop_points=1.0), head_ms=(0.1,))
+    with raises(errors.InfeasibleError) as caught:
+        choose(table, dataclasses.replace(asked, formats=frozenset()))
+    assert caught.value.data["nearest"] == {"formats": "webp"}
 
 
 def test_a_busy_server_drives_work_to_the_device() -> None:

@@ -95,9 +95,7 @@ def test_the_page_fits_and_shows_every_board_and_winner(found: Survey, width: in
     lines = shown.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     text = shown.getvalue()
-    assert all(
-        word in text for word in ("pi4", "pi5", "split", "none", "--keep input", "What the server alone gets", "bits")
-    )
+    assert all(word in text for word in ("pi4", "pi5", "split", "none", "--keep input", "Codec of the input", "bits"))
 
 
 def test_the_command_prints_json_and_draws(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -160,6 +160,32 @@ def test_a_tokenizer_is_only_for_texts(known: Preset) -> None:
     assert command.of_preset(request_of(Path("small")), reading, Path("small.onnx")).tokenizer is None
 
 
+def test_another_task_leaves_the_options_of_the_presets_task() -> None:
+    mine = TaskOptions("detection", "blazeface", iou=0.3)
+    assert mine.overridden(TaskOptions("segmentation", threshold=0.2)) == TaskOptions("segmentation", threshold=0.2)
+    assert mine.overridden(TaskOptions("detection", score=0.9)) == dataclasses.replace(mine, score=0.9)
+    assert mine.overridden(TaskOptions(iou=0.5)) == dataclasses.replace(mine, iou=0.5)
+
+
+def test_another_fit_needs_no_other_option() -> None:
+    """The border of a preset that pads must not reach a user's own fit."""
+    for one in PRESETS.values():
+        if one.samples == "images":
+            spec = preprocessing.read(None, {**one.pixels, "fit": "stretch"})
+            assert preprocessing.of_images(spec, [64, 64, 3]).fit == "stretch"
+
+
+@pytest.mark.parametrize(
+    "samples", [{"arrays": None}, {"arrays": None, "texts": Path("x")}, {"images": Path("x"), "texts": Path("y")}]
+)
+def test_samples_of_another_kind_are_refused_before_the_model_is_read(
+    known: Preset, tmp_path: Path, samples: dict[str, Path | None]
+) -> None:
+    known.path().unlink()
+    with raises(errors.UsageError, reason="preset-samples"):
+        command.add(tmp_path / "store", request_of(Path("small"), **samples))
+
+
 @pytest.mark.slow
 def test_add_takes_the_name_of_a_preset(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = carried(tmp_path / "packages", network.read_bytes())
