@@ -144,6 +144,7 @@ async def test_every_frame_is_accounted_for_when_the_link_breaks_and_when_it_fal
             assert await asyncio.wait_for(process.wait(), 30) == 0
 
 
+@pytest.mark.thorough
 async def test_a_server_that_restarts_is_found_again_with_the_same_plan(world: World, serving, tmp_path) -> None:
     images = [path.read_bytes() for path in world.images]
     async with serving() as server:

@@ -77,6 +77,7 @@ def test_the_same_words_have_the_same_answer_in_every_form(topics: Path, world: 
     assert bundle.preprocess.shape == [TOKENS]
 
 
+@pytest.mark.thorough
 async def test_words_are_answered(topics: Path, world: World, serving, tmp_path: Path) -> None:
     words = "The BALL, cafés playing 🎉!"
     ids = Tokenizer(read_tokenizer(topics / "vocab.txt"), TOKENS, 0).ids(words)

@@ -191,6 +191,7 @@ def test_a_long_run_has_a_curve(model, tmp_path):
     assert plot.read_bytes().startswith(b"<?xml")
 
 
+@pytest.mark.thorough
 def test_single_stream_stops_at_its_queries(model):
     _, text = called(
         "-m", str(model), "-t", "1", "--rounds", "2", "--single-stream", "-b", "onnxruntime", "-o", "jsonl"

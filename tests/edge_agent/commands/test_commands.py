@@ -432,6 +432,7 @@ async def test_help_settings_and_errors_of_arguments_load_nothing_heavy(environm
     assert out.decode().endswith("[]\n")
 
 
+@pytest.mark.thorough
 async def test_a_configuration_is_made_shown_checked_and_changed(environment, tmp_path):
     """The commands in a row, as a script runs them. None loads the kernels."""
     env = environment(None, SPLITEDGE_SERVER="", SPLITEDGE_TOKEN="", SPLITEDGE_MODEL="", SPLITEDGE_PROFILE="")

@@ -142,6 +142,7 @@ async def test_other_settings_need_an_own_agent(photo: Path, environment: Enviro
     assert (status, agents(found)) == (0, ["own"] * 3)
 
 
+@pytest.mark.thorough
 async def test_an_agent_that_stops_meanwhile_is_replaced_by_an_own_one(
     photo: Path, tmp_path: Path, environment: Environment
 ) -> None:
@@ -231,6 +232,7 @@ async def test_frames_wait_while_the_queue_of_the_running_agent_is_full(photo: P
     assert sum(len(lines) for _, lines, _ in found) == 5 * 18
 
 
+@pytest.mark.thorough
 async def test_a_running_service_answers_a_test_frame(environment: Environment, tmp_path: Path) -> None:
     (tmp_path / "agent.toml").write_text("")
     command = [sys.executable, "-m", "edge_agent", "service", "test", "--config", str(tmp_path / "agent.toml")]

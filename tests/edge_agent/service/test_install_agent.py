@@ -113,6 +113,7 @@ def refused(done):
     return last
 
 
+@pytest.mark.thorough
 def test_the_newest_archive_is_installed_and_starts(release):
     for version in ("0.9.0", "0.10.0"):
         release.archive(version, f"print('{version}')")
@@ -193,6 +194,7 @@ def test_a_version_that_does_not_start_leaves_nothing(release):
     assert {path.name for path in release.prefix.iterdir()} == {"1.0", ".lock"}
 
 
+@pytest.mark.thorough
 def test_only_newer_versions_if_asked(release):
     release.archive("0.9.0")
     done = release.offline("--newer-than", "0.10.0")

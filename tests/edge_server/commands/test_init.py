@@ -80,6 +80,7 @@ def test_the_certificate_holds_this_machine_and_the_names_given(home: Path) -> N
     assert {"localhost", "127.0.0.1", "::1", socket.gethostname().lower().partition(".")[0]} <= set(names)
 
 
+@pytest.mark.thorough
 def test_the_shown_command_serves(home: Path) -> None:
     lines = run("--store", str(home / "my store")).stdout.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("edge-server serve"))
