@@ -6,11 +6,12 @@ python scripts/reference.py
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -153,12 +154,18 @@ def _tree(root: type[errors.SplitEdgeError]) -> list[type[errors.SplitEdgeError]
     return [root, *(found for child in own for found in _tree(child))]
 
 
+def _by_letter(names: Collection[str]) -> str:
+    """Return ``names`` as a list with an item for each first letter."""
+    groups = itertools.groupby(sorted(names), key=lambda name: name[0])
+    return "\n".join("- " + ", ".join(f"`{name}`" for name in group) for _, group in groups)
+
+
 def operators() -> str:
     """Return the operators of the head, and the model operators that map to them."""
     kinds = get_args(segment.AnyOp)
     head = [f"### {kind.__struct_config__.tag}\n\n{inspect.cleandoc(kind.__doc__ or '')}" for kind in kinds]
-    convolutional = ", ".join(f"`{name}`" for name in sorted(planes._BUILDERS))
-    transformer = ", ".join(f"`{name}`" for name in sorted({*streams._BUILDERS, *streams._FINDERS}))
+    convolutional = _by_letter(planes._BUILDERS)
+    transformer = _by_letter({*streams._BUILDERS, *streams._FINDERS})
     return (
         f"## Model operators\n\nThe head of a convolutional network takes these ONNX operators:\n\n{convolutional}\n\n"
         "Import rewrites `ConvTranspose`, `GroupNormalization`, `Mean`, `ReduceL2`, `Sum`, a `PRelu` with a slope for each "

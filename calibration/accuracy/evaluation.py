@@ -85,8 +85,11 @@ class CutNoise(msgspec.Struct, frozen=True):
 
     def apart(self) -> tuple[CutNoise, list[CodecNoise]]:
         """This noise without the image files that older programs do not know, and their noise."""
-        named = [one for one in self.codecs if one.rule.startswith(tuple(f"{kind}-" for kind in image_file.NAMED))]
-        return msgspec.structs.replace(self, codecs=[one for one in self.codecs if one not in named]), named
+        known: list[CodecNoise] = []
+        named: list[CodecNoise] = []
+        for one in self.codecs:
+            (named if one.work.keys() & set(image_file.NAMED) else known).append(one)
+        return msgspec.structs.replace(self, codecs=known), named
 
     def fit(self) -> tuple[float, float] | None:
         """`sensitivity.law` of the noise that packed codecs add to the head's; None for fewer than two such codecs."""
@@ -295,8 +298,8 @@ def _noise_of(
 ) -> CutNoise:
     packed = [] if spot.load is None else _packed(spot, histogram)
     coded, squares = _coded(spot, fitted, values)
-    pictures = _pictures(spot, histogram, values)
-    files, file_squares = _files(spot, histogram, values, pictures)
+    pictures, sizes = _pictures(spot, histogram, values)
+    files, file_squares = _files(spot, histogram, values, [jpeg for jpeg, _ in pictures], sizes)
     squares = [*file_squares, *squares]
     tried = [*packed, *pictures, *files, *coded]
     run = spot.load() if spot.load else None
@@ -389,38 +392,44 @@ def _packed(spot: OfferedCut, histogram: Histogram) -> list[tuple[CodecNoise, Co
     ]
 
 
-def _pictures(spot: OfferedCut, histogram: Histogram, values: Values) -> list[tuple[CodecNoise, Codec]]:
-    """JPEG at each of `QUALITIES`, if the tensor is an image."""
-    found = []
+def _pictures(
+    spot: OfferedCut, histogram: Histogram, values: Values
+) -> tuple[list[tuple[CodecNoise, Codec]], list[list[int]]]:
+    """JPEG at each of `QUALITIES`, if the tensor is an image, and the bytes of each of ``values`` at each quality."""
+    found, sizes = [], []
     for quality in QUALITIES if histogram.picture is not None else ():
         made = histogram.fit(f"jpeg-{quality}", 8)
-        payload = sum(len(sent(spot.quantization, made, one)) for one in values) / len(values)
-        work = codec.work(made, values.shape[1:])
-        found.append((CodecNoise(8, made.rule, math.nan, math.ceil(payload), work), made))
-    return found
+        sizes.append([len(sent(spot.quantization, made, one)) for one in values])
+        found.append((_of_file(made, sum(sizes[-1]) / len(values), values), made))
+    return found, sizes
 
 
 def _files(
-    spot: OfferedCut, histogram: Histogram, values: Values, jpegs: Sequence[tuple[CodecNoise, Codec]]
+    spot: OfferedCut, histogram: Histogram, values: Values, jpegs: Sequence[CodecNoise], sizes: Sequence[Sequence[int]]
 ) -> tuple[list[tuple[CodecNoise, Codec]], list[float]]:
     """Image files of other formats than JPEG at each of `QUALITIES`, and their squared errors at the cut.
 
-    Their sizes are those on `SIZED` samples, scaled as JPEG's of the same quality.
+    Their sizes are those on `SIZED` samples, scaled as JPEG's of the same quality. ``jpegs`` and ``sizes`` are those of
+    `_pictures`.
     """
     found, squares = [], []
-    some = values[evenly(len(values), min(SIZED, len(values)))]
+    places = evenly(len(values), min(SIZED, len(values)))
+    some = values[places]
     real = some.astype(np.float32) if spot.quantization is None else spot.quantization.values().astype(np.float32)[some]
     for kind in _formats(histogram):
-        for quality, (jpeg, jpeg_codec) in zip(QUALITIES, jpegs, strict=True):
+        for quality, jpeg, known in zip(QUALITIES, jpegs, sizes, strict=True):
             made = histogram.fit(f"{kind}-{quality}", 8)
             data = [sent(spot.quantization, made, one) for one in some]
-            part = sum(len(sent(spot.quantization, jpeg_codec, one)) for one in some)
-            payload = sum(map(len, data)) * jpeg.payload / part
             back = np.stack([codec.decode(one, made, some.shape[1:]) for one in data])
             squares.append(float(((back - real) ** 2).mean()))
-            work = codec.work(made, values.shape[1:])
-            found.append((CodecNoise(8, made.rule, math.nan, math.ceil(payload), work), made))
+            payload = sum(map(len, data)) * jpeg.payload / sum(known[place] for place in places)
+            found.append((_of_file(made, payload, values), made))
     return found, squares
+
+
+def _of_file(made: Codec, payload: float, values: Values) -> CodecNoise:
+    """The codec ``made`` of image files with a mean of ``payload`` bytes, before its noise is measured."""
+    return CodecNoise(8, made.rule, math.nan, math.ceil(payload), codec.work(made, values.shape[1:]))
 
 
 def _formats(histogram: Histogram) -> list[ImageFormat]:

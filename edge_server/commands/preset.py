@@ -44,10 +44,11 @@ def _state(one: Preset) -> str:
     """Whether the preset can be used; another version of its package by number."""
     if not one.missing():
         return "yes"
-    return (
-        next((found for package in one.packages if (found := package.installed()) not in (None, package.version)), "no")
-        or "no"
-    )
+    for package in one.packages:
+        found = package.installed()
+        if found is not None and found != package.version:
+            return found
+    return "no"
 
 
 def _fields(one: Preset) -> dict[str, Any]:

@@ -10,7 +10,14 @@ from splitedge import errors
 from splitedge.protocol.messages import Demand
 
 CONSTRAINTS: Final = (
-    *("keep", "mode", "max_drop_points", "max_latency_ms", "min_rate_fps", "memory", "operators", "formats"),
+    "keep",
+    "mode",
+    "max_drop_points",
+    "max_latency_ms",
+    "min_rate_fps",
+    "memory",
+    "operators",
+    "formats",
 )
 
 

@@ -21,7 +21,7 @@ async def agent_of(world: World, store: Path, tmp_path: Path, name: str, **optio
     with Store(store) as opened:
         async with TestServer(make_app(opened)) as server:
             common = {
-                "server": f"http://127.0.0.1:{server.port}", "token": (store / "token").read_text(), "model": name,
+                "server": f"http://127.0.0.1:{server.port}", "token": options.get("token") or (store / "token").read_text(), "model": name,
                 "cache_dir": str(tmp_path / "cache"), "profile": str(world.profile), "demand.max_drop_points": 100.0,
             }  # fmt: skip
             async with Agent(config.load(options=common | options, environ={})) as agent:
