@@ -6,7 +6,7 @@ EfficientNet-Lite0 classifies photographs unseen by calibration, which uses view
 link is a relay on this machine that limits all its connections together to 1 Mbit/s each way, without added delay. The
 ways:
 
-- JPEG: the agent sends its input as the plan for ``demand.mode = server`` says; `edge-server` runs the whole network.
+- JPEG or WebP: the agent sends its input as the plan for ``demand.mode = server`` says; `edge-server` runs the whole network.
 - WebP: the input as WebP, at the best quality with no more bytes than the split. A plain server decodes it and runs the
   network in ONNX Runtime.
 - ONNX Runtime int8: the whole network on this processor (QDQ, per channel, calibrated on the same samples), without
@@ -59,7 +59,7 @@ from edge_agent.runtime.agent import Agent
 from edge_server.store.store import Store
 from splitedge import errors, files
 from splitedge.head.preprocess import load_image, normalise, prepare_image
-from splitedge.protocol.messages import Mode, Plan
+from splitedge.protocol.messages import IMAGE_FORMATS, Mode, Plan
 
 Say = Callable[[str], object]
 Classify = Callable[[NDArray[np.uint8]], int]
@@ -239,8 +239,9 @@ def _title(plan: Plan) -> str:
         return "splitedge, all here"
     if plan.mode == "split":
         return f"split after {plan.cut.layer.lstrip('_')}"
-    quality = plan.ladder[plan.codec].jpeg
-    return f"JPEG q{quality}, all on the server" if quality else "input, all on the server"
+    image = plan.ladder[plan.codec].image
+    sent = f"{IMAGE_FORMATS[image[0]]} q{image[1]}" if image else "input"
+    return f"{sent}, all on the server"
 
 
 def _through_webp(frames: Frames, most: float) -> Way:

@@ -61,11 +61,17 @@ def test_the_notes_tell_what_the_board_fetches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "jpeg", "title"),
-    [("server", 95, "JPEG q95"), ("server", 0, "input"), ("split", 0, "split after"), ("device", 0, "splitedge")],
+    ("mode", "image", "title"),
+    [
+        ("server", {"jpeg": 95}, "JPEG q95"),
+        ("server", {"webp": 80}, "WebP q80"),
+        ("server", {"jpeg": 0}, "input"),
+        ("split", {}, "split after"),
+        ("device", {}, "splitedge"),
+    ],
 )
-def test_a_title_tells_what_is_sent(mode: Mode, jpeg: int, title: str) -> None:
-    codec = Codec("minmax", 8, (0.0,), (1.0,), jpeg=jpeg)
+def test_a_title_tells_what_is_sent(mode: Mode, image: dict[str, int], title: str) -> None:
+    codec = Codec("minmax", 8, (0.0,), (1.0,), **image)
     assert ways._title(plan(mode, ladder=[codec])).startswith(title)
 
 
